@@ -1,0 +1,16 @@
+// sora_runtime._core: registers what the other files of this folder bind.
+#include "bindings/module.h"
+
+#include "core/error.h"
+#include "kernels/dispatch.h"
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "The compiled core of sora_runtime: sampler, noise, embedding cache, frames.";
+  py::register_exception<sora::core::Cancelled>(module, "CancelledError", PyExc_RuntimeError);
+  module.def("instruction_set", &sora::kernels::instruction_set,
+             "The instruction set the kernels run with here: 'avx2' or 'baseline'.");
+  sora::bindings::bind_noise(module);
+  sora::bindings::bind_frames(module);
+  sora::bindings::bind_embedding_cache(module);
+  sora::bindings::bind_sampler(module);
+}

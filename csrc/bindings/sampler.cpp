@@ -1,0 +1,135 @@
+// Binds the sampler: numpy buffers in, the loop with the GIL released.
+#include "sampler/sampler.h"
+
+#include <memory>
+#include <string>
+
+#include "bindings/module.h"
+#include "bindings/noise_generator.h"
+#include "core/error.h"
+
+namespace sora::bindings {
+
+namespace {
+
+class CancelToken {
+ public:
+  void cancel() { flag_.store(true, std::memory_order_relaxed); }
+  bool cancelled() const { return flag_.load(std::memory_order_relaxed); }
+  const std::atomic<bool>* flag() const { return &flag_; }
+
+ private:
+  std::atomic<bool> flag_{false};
+};
+
+core::DType dtype_from(const std::string& name) {
+  if (name == "float32") return core::DType::kFloat32;
+  if (name == "float16") return core::DType::kFloat16;
+  if (name == "bfloat16") return core::DType::kBFloat16;
+  throw std::invalid_argument("dtype = '" + name + "' is not one the sampler casts to; use float32, float16 or bfloat16");
+}
+
+// The memory of a C-contiguous array of n elements of `dtype` (bfloat16 as 2-byte items).
+void* buffer_of(const py::array& array, const char* name, std::int64_t n, core::DType dtype, bool writes) {
+  const bool fits = (array.flags() & py::array::c_style) != 0 && array.size() == n &&
+                    array.itemsize() == core::size_of(dtype) && (!writes || array.writeable());
+  core::require(fits, std::string(name) + " must be a C-contiguous" + (writes ? ", writable" : "") +
+                          " array with as many elements as the latents, in the stated dtype");
+  return const_cast<void*>(array.data());
+}
+
+sampler::Program program_from(const py::array_t<sampler::Row>& rows) {
+  core::require(rows.ndim() == 1, "rows must be one-dimensional");
+  const auto view = rows.unchecked<1>();
+  std::vector<sampler::Row> copy;
+  copy.reserve(static_cast<std::size_t>(rows.size()));
+  for (py::ssize_t i = 0; i < rows.size(); ++i) copy.push_back(view(i));
+  return sampler::Program(std::move(copy));
+}
+
+// Keeps the arrays alive that the sampler points into.
+struct BoundSampler {
+  std::vector<py::object> arrays;
+  std::unique_ptr<sampler::Sampler> sampler;
+};
+
+std::unique_ptr<BoundSampler> make_sampler(const py::array_t<sampler::Row>& rows, const py::array& latents,
+                                           const py::object& model_input, const py::array& conditional,
+                                           const py::object& unconditional, const std::string& input_dtype,
+                                           const std::string& output_dtype, int num_threads) {
+  auto bound = std::make_unique<BoundSampler>();
+  sampler::SamplerBuffers b{};
+  b.n = latents.size();
+  b.input_dtype = dtype_from(input_dtype);
+  b.output_dtype = dtype_from(output_dtype);
+  core::require(latents.dtype().kind() == 'f', "latents must be float32");
+  b.latents = static_cast<float*>(buffer_of(latents, "latents", b.n, core::DType::kFloat32, true));
+  b.conditional = buffer_of(conditional, "conditional", b.n, b.output_dtype, false);
+  bound->arrays = {latents, conditional};
+  if (!model_input.is_none()) {
+    const auto array = model_input.cast<py::array>();
+    b.model_input = buffer_of(array, "model_input", b.n, b.input_dtype, true);
+    bound->arrays.push_back(array);
+  }
+  if (!unconditional.is_none()) {
+    const auto array = unconditional.cast<py::array>();
+    b.unconditional = buffer_of(array, "unconditional", b.n, b.output_dtype, false);
+    bound->arrays.push_back(array);
+  }
+  bound->sampler = std::make_unique<sampler::Sampler>(program_from(rows), b, num_threads);
+  return bound;
+}
+
+sampler::RunStatistics run(BoundSampler& bound, const py::function& denoiser, NoiseGenerator* noise,
+                           const py::object& on_step, const CancelToken* cancel) {
+  // The GIL is taken back for each call of Python only; between calls other Python threads run.
+  const sampler::Denoiser call = [&denoiser](const sampler::DenoiserCall& c) {
+    const py::gil_scoped_acquire acquire;
+    denoiser(c.row, c.engine, c.timestep, c.unconditional);
+  };
+  const sampler::NoiseSource draw = [noise](float* out, std::int64_t n) {
+    core::require(noise != nullptr, "the program adds noise and no generator was given; pass `noise`");
+    noise->fill(out, n);
+  };
+  sampler::OnStep report;
+  if (!on_step.is_none()) {
+    report = [&on_step](std::int64_t rows_done) {
+      const py::gil_scoped_acquire acquire;
+      on_step(rows_done);
+    };
+  }
+  const py::gil_scoped_release release;
+  return bound.sampler->run(call, draw, report, cancel == nullptr ? nullptr : cancel->flag());
+}
+
+}  // namespace
+
+void bind_sampler(py::module_& module) {
+  using sampler::Row;
+  PYBIND11_NUMPY_DTYPE(Row, engine, evaluate, timestep, input_scale, guidance_scale, guidance_rescale, latents,
+                       output, history, noise, store_latents, store_output);
+  module.attr("ROW_DTYPE") = py::dtype::of<Row>();
+
+  py::class_<CancelToken>(module, "CancelToken", "Asks a running sampler to stop between two rows; thread-safe.")
+      .def(py::init<>())
+      .def("cancel", &CancelToken::cancel, "Request the stop; may be called from any thread or a signal handler.")
+      .def_property_readonly("cancelled", &CancelToken::cancelled);
+
+  py::class_<sampler::RunStatistics>(module, "RunStatistics", "What one run of the sampler did and took.")
+      .def_readonly("evaluations", &sampler::RunStatistics::evaluations)
+      .def_readonly("skipped", &sampler::RunStatistics::skipped)
+      .def_readonly("row_seconds", &sampler::RunStatistics::row_seconds)
+      .def_readonly("kernel_seconds", &sampler::RunStatistics::kernel_seconds);
+
+  py::class_<BoundSampler>(module, "Sampler",
+                           "Runs a sampler program over caller-owned buffers; allocates only here, never in run().")
+      .def(py::init(&make_sampler), py::arg("rows"), py::arg("latents"), py::kw_only(),
+           py::arg("model_input") = py::none(), py::arg("conditional"), py::arg("unconditional") = py::none(),
+           py::arg("input_dtype") = "float32", py::arg("output_dtype") = "float32", py::arg("num_threads") = 1)
+      .def("run", &run, py::arg("denoiser"), py::kw_only(), py::arg("noise") = nullptr,
+           py::arg("on_step") = py::none(), py::arg("cancel") = nullptr,
+           "Run all rows. denoiser(row, engine, timestep, unconditional) reads the model input and fills the\n"
+           "branch's output buffer; on_step(rows_done) follows each row. Raises CancelledError between rows.");
+}
+
+}  // namespace sora::bindings

@@ -1,0 +1,136 @@
+// The CPU bodies of step.h; cpu.cpp includes this once for each instruction set.
+#include <cmath>
+#include <vector>
+
+#include "kernels/launch_cpu.h"
+#include "kernels/step.h"
+
+namespace sora::kernels {
+namespace {
+
+// g of one tile: conditional output, guided and rescaled as the row says.
+inline void guided_tile(const StepBuffers& b, const StepCoefficients& k, std::int64_t offset,
+                        std::int64_t n, float* output, float* scratch) {
+  load_tile(n, b.conditional, b.output_dtype, offset, output);
+  if (k.guided) {
+    load_tile(n, b.unconditional, b.output_dtype, offset, scratch);
+    for (std::int64_t i = 0; i < n; ++i) output[i] = Guide{k.guidance_scale}(output[i], scratch[i]);
+  }
+  if (k.output_factor != 1.0F) {
+    for (std::int64_t i = 0; i < n; ++i) output[i] = Scale{k.output_factor}(output[i]);
+  }
+}
+
+inline void fused_step_impl(const StepBuffers& b, const StepCoefficients& k, int num_threads) {
+  const bool stores = b.store != nullptr;
+  const bool stream = b.n * 4 >= kStreamBytes;
+  for_each_tile(b.n, num_threads, [&](std::int64_t offset, std::int64_t n) {
+    alignas(64) float output[kTile];
+    alignas(64) float next[kTile];
+    alignas(64) float scratch[kTile];
+    float* latents = b.latents + offset;
+    if (k.evaluated) {
+      guided_tile(b, k, offset, n, output, scratch);
+      map_tile(n, Combine{k.latents, k.output}, next, latents, output);
+      if (stores) map_tile(n, Combine{k.store_latents, k.store_output}, scratch, latents, output);
+    } else {
+      map_tile(n, Scale{k.latents}, next, latents);
+      if (stores) map_tile(n, Scale{k.store_latents}, scratch, latents);
+    }
+    if (stores) write_bytes(b.store + offset, scratch, n * 4, stream);
+    for (int j = 0; j < kMaxHistory; ++j) {
+      if (b.history[j] == nullptr) continue;
+      const float* entry = b.history[j] + offset;
+      for (std::int64_t i = 0; i < n; ++i) next[i] = Accumulate{k.history[j]}(next[i], entry[i]);
+    }
+    if (b.noise != nullptr) {
+      const float* noise = b.noise + offset;
+      for (std::int64_t i = 0; i < n; ++i) next[i] = Accumulate{k.noise}(next[i], noise[i]);
+    }
+    // In place: the line is in the cache already, so a plain store costs no extra read.
+    write_bytes(latents, next, n * 4, false);
+    if (b.model_input != nullptr) {
+      if (k.input_scale != 1.0F) {
+        for (std::int64_t i = 0; i < n; ++i) next[i] = Scale{k.input_scale}(next[i]);
+      }
+      store_tile(n, next, b.model_input, b.input_dtype, offset, stream);
+    }
+  });
+}
+
+inline void prepare_input_impl(const StepBuffers& b, float input_scale, int num_threads) {
+  const bool stream = b.n * 4 >= kStreamBytes;
+  for_each_tile(b.n, num_threads, [&](std::int64_t offset, std::int64_t n) {
+    alignas(64) float tile[kTile];
+    map_tile(n, Scale{input_scale}, tile, b.latents + offset);
+    store_tile(n, tile, b.model_input, b.input_dtype, offset, stream);
+  });
+}
+
+// 256 interleaved lanes, folded by a binary tree: the order of sums is part of the numerics.
+struct Lanes {
+  static constexpr int kLanes = 256;
+  double value[kLanes] = {};
+  inline double fold() {
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+      for (int i = 0; i < width; ++i) value[i] += value[i + width];
+    }
+    return value[0];
+  }
+};
+
+inline GuidanceMoments block_moments(const StepBuffers& b, float guidance_scale, std::int64_t begin,
+                                     std::int64_t end) {
+  Lanes conditional, conditional_squared, guided, guided_squared;
+  for (std::int64_t offset = begin; offset < end; offset += kTile) {
+    const std::int64_t n = std::min(kTile, end - offset);
+    alignas(64) float c[kTile];
+    alignas(64) float g[kTile];
+    load_tile(n, b.conditional, b.output_dtype, offset, c);
+    load_tile(n, b.unconditional, b.output_dtype, offset, g);
+    for (std::int64_t i = 0; i < n; ++i) g[i] = Guide{guidance_scale}(c[i], g[i]);
+    for (std::int64_t row = 0; row < n; row += Lanes::kLanes) {
+      const std::int64_t lanes = std::min<std::int64_t>(Lanes::kLanes, n - row);
+      for (std::int64_t lane = 0; lane < lanes; ++lane) {
+        const double cv = c[row + lane];
+        const double gv = g[row + lane];
+        conditional.value[lane] += cv;
+        conditional_squared.value[lane] += cv * cv;
+        guided.value[lane] += gv;
+        guided_squared.value[lane] += gv * gv;
+      }
+    }
+  }
+  return {conditional.fold(), conditional_squared.fold(), guided.fold(), guided_squared.fold()};
+}
+
+inline void moments_impl(const StepBuffers& b, float guidance_scale, int num_threads,
+                         GuidanceMoments* partial, std::int64_t block_size, std::int64_t num_blocks) {
+  core::parallel_for(num_blocks, num_threads, [&](std::int64_t block) {
+    partial[block] =
+        block_moments(b, guidance_scale, block * block_size, std::min(b.n, (block + 1) * block_size));
+  });
+}
+
+SORA_HD std::uint8_t to_rgb8(float value) {
+  const float level = (value * 0.5F + 0.5F) * 255.0F;
+  const float clamped = level > 0.0F ? (level < 255.0F ? level : 255.0F) : 0.0F;  // NaN becomes 0
+  // Adding 1.5 * 2^23 leaves the integer, rounded to nearest even, in the low bits.
+  return static_cast<std::uint8_t>(std::bit_cast<std::uint32_t>(clamped + 12582912.0F) & 0xffU);
+}
+
+inline void frames_to_rgb8_impl(const float* frames, std::uint8_t* rgb8, std::int64_t num_frames,
+                                std::int64_t plane, int num_threads) {
+  const std::int64_t channel = num_frames * plane;
+  core::parallel_for((channel + kTile - 1) / kTile, num_threads, [&](std::int64_t block) {
+    const std::int64_t end = std::min(channel, (block + 1) * kTile);
+    for (std::int64_t i = block * kTile; i < end; ++i) {
+      rgb8[3 * i] = to_rgb8(frames[i]);
+      rgb8[3 * i + 1] = to_rgb8(frames[channel + i]);
+      rgb8[3 * i + 2] = to_rgb8(frames[2 * channel + i]);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace sora::kernels

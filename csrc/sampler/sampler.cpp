@@ -1,0 +1,146 @@
+// The loop itself. Nothing here allocates once the sampler stands.
+#include "sampler/sampler.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "core/error.h"
+
+namespace sora::sampler {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// arXiv:2305.08891 eq. 15-16: the factor that brings the guided output back to the conditional one's spread.
+float rescale_factor(const kernels::GuidanceMoments& sums, std::int64_t n, double rescale) {
+  const double count = static_cast<double>(n);
+  const auto variance = [count](double sum, double squared) { return squared - sum * sum / count; };
+  const double conditional = variance(sums.conditional, sums.conditional_squared);
+  const double guided = variance(sums.guided, sums.guided_squared);
+  if (!(guided > 0.0)) return 1.0F;  // a constant output has no spread to restore
+  return static_cast<float>(rescale * std::sqrt(std::max(conditional, 0.0) / guided) + 1.0 - rescale);
+}
+
+}  // namespace
+
+Sampler::Sampler(Program program, const SamplerBuffers& buffers, int num_threads)
+    : program_(std::move(program)), buffers_(buffers), num_threads_(num_threads) {
+  core::require(buffers_.n > 0 && buffers_.latents != nullptr, "latents are empty; give at least one element");
+  core::require(num_threads_ >= 1, "num_threads must be 1 or more");
+  bool guided = false;
+  bool noisy = false;
+  for (const Row& row : program_.rows()) {
+    guided = guided || row.guided();
+    noisy = noisy || row.noise != 0.0;
+  }
+  core::require(buffers_.conditional != nullptr, "the denoiser's output buffer is missing; bind `conditional`");
+  core::require(!guided || buffers_.unconditional != nullptr,
+                "the program is guided and the unconditional output buffer is missing; bind `unconditional`");
+  core::require(buffers_.model_input != nullptr || !program_.scales_input(),
+                "the program scales the denoiser's input; bind `model_input` instead of sharing the latents");
+  const int entries = program_.history_depth() == 0 ? 0 : program_.history_depth() + 1;
+  for (int i = 0; i < entries; ++i) history_.push_back(core::make_aligned_floats(buffers_.n));
+  if (noisy) noise_ = core::make_aligned_floats(buffers_.n);
+}
+
+kernels::StepBuffers Sampler::step_buffers() const {
+  kernels::StepBuffers b{};
+  b.n = buffers_.n;
+  b.latents = buffers_.latents;
+  b.conditional = buffers_.conditional;
+  b.unconditional = buffers_.unconditional;
+  b.output_dtype = buffers_.output_dtype;
+  b.model_input = buffers_.model_input;
+  b.input_dtype = buffers_.input_dtype;
+  return b;
+}
+
+float Sampler::next_input_scale(std::int64_t index) const {
+  const auto next = static_cast<std::size_t>(index) + 1;
+  return next < program_.rows().size() ? static_cast<float>(program_.rows()[next].input_scale) : 1.0F;
+}
+
+float* Sampler::keep_history_entry() {
+  if (history_.empty()) return nullptr;  // no later row reads it
+  return history_[static_cast<std::size_t>(kept_++) % history_.size()].get();
+}
+
+void Sampler::evaluate(std::int64_t index, const Row& row, const Denoiser& denoiser,
+                       RunStatistics& statistics) const {
+  if (!row.evaluates()) {
+    statistics.skipped += row.guidance_scale != 1.0 ? 2 : 1;
+    return;
+  }
+  denoiser({index, row.engine, row.timestep, false});
+  ++statistics.evaluations;
+  if (row.guided()) {
+    denoiser({index, row.engine, row.timestep, true});
+    ++statistics.evaluations;
+  }
+}
+
+void Sampler::step(std::int64_t index, const Row& row, const NoiseSource& noise) {
+  kernels::StepBuffers b = step_buffers();
+  kernels::StepCoefficients k{};
+  k.evaluated = row.evaluates();
+  k.guided = row.guided();
+  k.guidance_scale = static_cast<float>(row.guidance_scale);
+  k.output_factor = 1.0F;
+  if (row.guided() && row.guidance_rescale != 0.0) {
+    k.output_factor = rescale_factor(kernels::guidance_moments(b, k.guidance_scale, num_threads_), b.n,
+                                     row.guidance_rescale);
+  }
+  k.latents = static_cast<float>(row.latents);
+  k.output = static_cast<float>(row.output);
+  k.store_latents = static_cast<float>(row.store_latents);
+  k.store_output = static_cast<float>(row.store_output);
+  k.input_scale = next_input_scale(index);
+  for (std::int64_t j = 0; j < kernels::kMaxHistory; ++j) {
+    if (row.history[j] == 0.0) continue;
+    k.history[j] = static_cast<float>(row.history[j]);
+    b.history[j] = history_[static_cast<std::size_t>(kept_ - 1 - j) % history_.size()].get();
+  }
+  if (row.noise != 0.0) {
+    noise(noise_.get(), buffers_.n);
+    k.noise = static_cast<float>(row.noise);
+    b.noise = noise_.get();
+  }
+  if (row.stores()) b.store = keep_history_entry();
+  kernels::fused_step(b, k, num_threads_);
+}
+
+RunStatistics Sampler::run(const Denoiser& denoiser, const NoiseSource& noise, const OnStep& on_step,
+                           const std::atomic<bool>* cancelled) {
+  const auto& rows = program_.rows();
+  RunStatistics statistics;
+  statistics.row_seconds.reserve(rows.size());
+  kept_ = 0;
+  auto kernel_start = Clock::now();
+  if (buffers_.model_input != nullptr) {
+    kernels::prepare_input(step_buffers(), static_cast<float>(rows.front().input_scale), num_threads_);
+  }
+  statistics.kernel_seconds += seconds_since(kernel_start);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (cancelled != nullptr && cancelled->load(std::memory_order_relaxed)) {
+      throw core::Cancelled("cancelled after " + std::to_string(i) + " of " + std::to_string(rows.size()) +
+                            " denoising rows");
+    }
+    const auto index = static_cast<std::int64_t>(i);
+    const auto row_start = Clock::now();
+    evaluate(index, rows[i], denoiser, statistics);
+    kernel_start = Clock::now();
+    step(index, rows[i], noise);
+    statistics.kernel_seconds += seconds_since(kernel_start);
+    statistics.row_seconds.push_back(seconds_since(row_start));
+    if (on_step) on_step(index + 1);
+  }
+  return statistics;
+}
+
+}  // namespace sora::sampler

@@ -1,0 +1,76 @@
+// The denoising loop: walks a program's rows, calls the denoiser, runs the fused step.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "core/aligned.h"
+#include "sampler/program.h"
+
+namespace sora::sampler {
+
+// One network call: which row asks, on which denoiser, at what timestep, for which branch of guidance.
+struct DenoiserCall {
+  std::int64_t row;
+  int engine;
+  double timestep;
+  bool unconditional;
+};
+
+// Reads the model input (or the latents when there is none) and fills the branch's output buffer.
+using Denoiser = std::function<void(const DenoiserCall&)>;
+// Fills `n` standard normals at `out`; called only for rows with noise.
+using NoiseSource = std::function<void(float* out, std::int64_t n)>;
+// Called after each row with the number of rows done.
+using OnStep = std::function<void(std::int64_t rows_done)>;
+
+// The caller's memory; it must outlive the sampler. All of n elements.
+struct SamplerBuffers {
+  std::int64_t n;
+  float* latents;             // start noise in, clip latents out
+  void* model_input;          // null: the denoiser reads `latents` (float32, no input scale)
+  core::DType input_dtype;
+  const void* conditional;    // the denoiser's output
+  const void* unconditional;  // null when no row is guided
+  core::DType output_dtype;
+};
+
+struct RunStatistics {
+  std::int64_t evaluations = 0;      // network calls; a guided row makes two
+  std::int64_t skipped = 0;          // network calls that full evaluation with guidance would have added
+  std::vector<double> row_seconds;   // wall time of each row, denoiser included
+  double kernel_seconds = 0;         // wall time of the sampler's own kernels over all rows
+};
+
+// Owns the history; all memory is taken in the constructor and none in run().
+class Sampler {
+ public:
+  // Throws std::invalid_argument when the buffers do not suffice for the program.
+  Sampler(Program program, const SamplerBuffers& buffers, int num_threads);
+
+  // Runs all rows. Throws core::Cancelled between two rows once *cancelled is true; what the callables
+  // throw passes through. The latents are then those of the last finished row.
+  RunStatistics run(const Denoiser& denoiser, const NoiseSource& noise, const OnStep& on_step,
+                    const std::atomic<bool>* cancelled);
+
+  const Program& program() const { return program_; }
+
+ private:
+  void evaluate(std::int64_t index, const Row& row, const Denoiser& denoiser, RunStatistics& statistics) const;
+  void step(std::int64_t index, const Row& row, const NoiseSource& noise);
+  kernels::StepBuffers step_buffers() const;
+  float next_input_scale(std::int64_t index) const;
+  float* keep_history_entry();
+
+  Program program_;
+  SamplerBuffers buffers_;
+  int num_threads_;
+  // A ring with one spare: a row reads up to history_depth entries while it writes a new one.
+  std::vector<core::AlignedFloats> history_;
+  std::int64_t kept_ = 0;  // entries kept so far; entry k lives in history_[k % history_.size()]
+  core::AlignedFloats noise_;
+};
+
+}  // namespace sora::sampler

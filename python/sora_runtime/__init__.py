@@ -1,0 +1,67 @@
+"""Video diffusion transformers at the lowest cost per generated second; `Runtime` is where to begin.
+
+Names are imported on first use, so that `import sora_runtime` costs milliseconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._core import CancelToken, EmbeddingCache
+    from .bundle import Bundle
+    from .errors import (
+        BundleError,
+        Cancelled,
+        EngineError,
+        InvalidRequest,
+        OutputError,
+        SoraError,
+    )
+    from .receipt import Receipt
+    from .runtime import Clip, Runtime
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "CancelToken": "._core",
+    "EmbeddingCache": "._core",
+    "Bundle": ".bundle",
+    "BundleError": ".errors",
+    "Cancelled": ".errors",
+    "EngineError": ".errors",
+    "InvalidRequest": ".errors",
+    "OutputError": ".errors",
+    "SoraError": ".errors",
+    "Receipt": ".receipt",
+    "Clip": ".runtime",
+    "Runtime": ".runtime",
+}
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "CancelToken",
+    "Cancelled",
+    "Clip",
+    "EmbeddingCache",
+    "EngineError",
+    "InvalidRequest",
+    "OutputError",
+    "Receipt",
+    "Runtime",
+    "SoraError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for (PEP 562)."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'sora_runtime' has no attribute '{name}'")
+    value = getattr(import_module(_MODULE_OF[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

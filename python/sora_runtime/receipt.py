@@ -1,0 +1,209 @@
+"""The receipt of a clip: what ran, on what, how long each stage took, and what it cost.
+
+Schema version 1. Every number was measured in the run it describes; what was not measured is null, and
+`reasons` says why under the field's dotted name. Times are seconds of wall clock, money is USD.
+"""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+NOT_SAVED = "the clip was not written to a file"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelRecord(_Record):
+    """Which bundle made the clip."""
+
+    name: str
+    family: str
+    bundle_sha256: str  # of bundle.json, which lists the sha256 of every other file
+
+
+class EngineRecord(_Record):
+    """Which library ran the networks, and how."""
+
+    name: str
+    version: str
+    precision: str
+    num_threads: int
+
+
+class MachineRecord(_Record):
+    """Where it ran."""
+
+    cpu: str
+    cores: int
+    memory_bytes: int | None
+    os: str
+    gpu: str | None = None
+
+
+class RequestRecord(_Record):
+    """The request with every default filled in: enough to make the same clip again."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int | None  # null when latents were passed in
+    rng: str | None
+    solver: str
+    schedule: str
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_rescale: float
+    height: int
+    width: int
+    num_frames: int
+    fps: float
+
+
+class Tokens(_Record):
+    """Latent tokens of the clip, and tokens x evaluations that the transformer processed."""
+
+    latent_tokens: int
+    tokens_processed: int
+
+
+class Evaluations(_Record):
+    """Network calls of the transformer; with guidance a step makes two."""
+
+    made: int
+    skipped: int
+
+
+class CacheRecord(_Record):
+    """How often this clip found its prompts in the embedding cache."""
+
+    hits: int
+    misses: int
+
+
+class Seconds(_Record):
+    """Wall time by stage; `total` is from request to the last decoded (and, if saved, encoded) frame."""
+
+    load: float | None  # of the bundle and its engines, once per runtime; not part of total
+    tokenize: float
+    text_encode: float
+    denoise: float
+    per_step: list[float]
+    vae_decode: float
+    encode_mp4: float | None
+    total: float
+
+
+class Cost(_Record):
+    """Money at the stated hourly price of the whole machine."""
+
+    usd_per_hour: float
+    price_source: str
+    price_is_default: bool
+    usd_per_clip: float
+    usd_per_generated_second: float
+
+
+class Hashes(_Record):
+    """sha256 of what ran."""
+
+    sampler_program: str
+    graphs: dict[str, str]
+    weights: dict[str, str]
+
+
+class Receipt(_Record):
+    """One clip's receipt; `str()` is a table for people, `model_dump_json()` the record."""
+
+    schema_version: int = SCHEMA_VERSION
+    created: str  # ISO 8601, UTC
+    model: ModelRecord
+    engine: EngineRecord
+    machine: MachineRecord
+    request: RequestRecord
+    tokens: Tokens
+    evaluations: Evaluations
+    embedding_cache: CacheRecord
+    seconds: Seconds
+    engine_seconds: float  # inside networks alone; on a GPU machine these are its GPU-seconds
+    peak_host_memory_bytes: int
+    video_seconds: float
+    cost: Cost
+    hashes: Hashes
+    reasons: dict[str, str] = Field(default_factory=dict)
+
+    def record_encode(self, seconds: float, *, within_total: bool) -> None:
+        """Enter the time a file took; add it to the total, and the bill, unless it passed within it."""
+        self.seconds.encode_mp4 = seconds
+        self.reasons.pop("seconds.encode_mp4", None)
+        if not within_total:
+            self.seconds.total += seconds
+            self.cost = cost_of(
+                self.seconds.total,
+                self.video_seconds,
+                usd_per_hour=self.cost.usd_per_hour,
+                price_source=self.cost.price_source,
+                price_is_default=self.cost.price_is_default,
+            )
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<18}{value}" for name, value in self.lines())
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The receipt as (label, text) pairs, each fitting 80 columns."""
+        r, s, c = self.request, self.seconds, self.cost
+        encode = "not written" if s.encode_mp4 is None else f"{s.encode_mp4:.2f} s"
+        load = "" if s.load is None else f" (load {s.load:.2f} s before)"
+        price = "default price" if c.price_is_default else "your price"
+        steps = f"{r.num_inference_steps} steps {r.solver}, guidance {r.guidance_scale:g}"
+        return [
+            (
+                "model",
+                f"{self.model.name} {self.engine.precision}, {self.model.bundle_sha256[:12]}",
+            ),
+            (
+                "engine",
+                f"{self.engine.name} {self.engine.version}, {self.engine.num_threads} threads",
+            ),
+            ("machine", f"{self.machine.cpu}, {self.machine.cores} cores"),
+            ("clip", f"{r.width}x{r.height}, {r.num_frames} frames, {self.video_seconds:.2f} s"),
+            ("sampler", f"{steps}, seed {r.seed if r.seed is not None else 'none'}"),
+            (
+                "tokens",
+                f"{self.tokens.latent_tokens:,} latent, {self.tokens.tokens_processed:,} processed",
+            ),
+            ("evaluations", f"{self.evaluations.made} made, {self.evaluations.skipped} skipped"),
+            (
+                "embedding cache",
+                f"{self.embedding_cache.hits} hits, {self.embedding_cache.misses} misses",
+            ),
+            ("tokenize", f"{s.tokenize * 1e3:.1f} ms"),
+            ("text_encode", f"{s.text_encode * 1e3:.1f} ms"),
+            ("denoise", f"{s.denoise:.2f} s, {s.denoise / max(len(s.per_step), 1):.3f} s a step"),
+            ("vae_decode", f"{s.vae_decode:.2f} s"),
+            ("encode_mp4", encode),
+            ("total", f"{s.total:.2f} s{load}"),
+            ("engine-seconds", f"{self.engine_seconds:.2f}"),
+            ("peak memory", f"{self.peak_host_memory_bytes / 2**20:,.0f} MiB"),
+            ("price", f"{c.usd_per_hour:.4f} USD an hour ({price})"),
+            ("cost per clip", f"{c.usd_per_clip:.8f} USD"),
+            ("cost per second", f"{c.usd_per_generated_second:.8f} USD of generated video"),
+        ]
+
+
+def cost_of(
+    total_seconds: float,
+    video_seconds: float,
+    *,
+    usd_per_hour: float,
+    price_source: str,
+    price_is_default: bool,
+) -> Cost:
+    """What a clip cost: wall seconds on the machine times its hourly price."""
+    usd = total_seconds * usd_per_hour / 3600
+    return Cost(
+        usd_per_hour=usd_per_hour,
+        price_source=price_source,
+        price_is_default=price_is_default,
+        usd_per_clip=usd,
+        usd_per_generated_second=usd / video_seconds,
+    )

@@ -1,0 +1,236 @@
+// The fused step against float64, for every storage type and every part of a row.
+//
+// One body for each device: `fused_step` is called through the public entry, so the CUDA build runs the
+// same cases. float32 arithmetic of a few terms of size about 1 errs by a few times 6e-8; storage in
+// float16 and bfloat16 adds half a unit in the last place of the stored value.
+#include "kernels/step.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "kernels/dispatch.h"
+
+using sora::core::BFloat16;
+using sora::core::DType;
+using sora::core::Half;
+using namespace sora::kernels;
+
+namespace {
+
+constexpr double kFloatTolerance = 2e-6;
+constexpr double kSubnormal = 0x1p-25;  // half the spacing of float16 below 2^-14
+
+std::vector<float> random_floats(std::int64_t n, unsigned seed) {
+  std::mt19937 engine(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(static_cast<std::size_t>(n));
+  for (float& value : values) value = normal(engine);
+  return values;
+}
+
+// Values in a storage type, and what they read back as.
+struct Stored {
+  std::vector<std::uint8_t> bytes;
+  std::vector<float> values;
+};
+
+Stored store(const std::vector<float>& values, DType dtype) {
+  Stored stored{std::vector<std::uint8_t>(values.size() * static_cast<std::size_t>(sora::core::size_of(dtype))), values};
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (dtype == DType::kFloat16) {
+      Half half{};
+      sora::core::from_float(values[i], half);
+      std::memcpy(&stored.bytes[2 * i], &half, 2);
+      stored.values[i] = sora::core::to_float(half);
+    } else if (dtype == DType::kBFloat16) {
+      BFloat16 half{};
+      sora::core::from_float(values[i], half);
+      std::memcpy(&stored.bytes[2 * i], &half, 2);
+      stored.values[i] = sora::core::to_float(half);
+    } else {
+      std::memcpy(&stored.bytes[4 * i], &values[i], 4);
+    }
+  }
+  return stored;
+}
+
+double read(const std::vector<std::uint8_t>& bytes, DType dtype, std::size_t i) {
+  if (dtype == DType::kFloat32) {
+    float value = 0;
+    std::memcpy(&value, &bytes[4 * i], 4);
+    return value;
+  }
+  std::uint16_t bits = 0;
+  std::memcpy(&bits, &bytes[2 * i], 2);
+  return dtype == DType::kFloat16 ? sora::core::to_float(Half{bits}) : sora::core::to_float(BFloat16{bits});
+}
+
+double half_ulp(DType dtype) {
+  if (dtype == DType::kFloat16) return 0x1p-11;
+  return dtype == DType::kBFloat16 ? 0x1p-8 : 0.0;
+}
+
+// One step's inputs and results, kept so that two runs can be compared.
+struct Case {
+  std::int64_t n;
+  DType input_dtype;
+  DType output_dtype;
+  StepCoefficients k{};
+  std::vector<float> latents, noise, store_entry;
+  std::vector<std::vector<float>> history;
+  Stored conditional, unconditional;
+  std::vector<std::uint8_t> model_input;
+
+  Case(std::int64_t size, DType input, DType output, bool guided)
+      : n(size), input_dtype(input), output_dtype(output), latents(random_floats(size, 1)),
+        noise(random_floats(size, 2)), store_entry(static_cast<std::size_t>(size), NAN),
+        conditional(store(random_floats(size, 3), output)), unconditional(store(random_floats(size, 4), output)),
+        model_input(static_cast<std::size_t>(size * sora::core::size_of(input)), 0xff) {
+    k = {guided, true, 4.5F, 1.0F, 0.9F, -0.3F, {}, 0.0F, 0.0F, 0.0F, 0.7F};
+  }
+
+  StepBuffers buffers() {
+    StepBuffers b{};
+    b.n = n;
+    b.latents = latents.data();
+    b.conditional = k.evaluated ? conditional.bytes.data() : nullptr;
+    b.unconditional = k.guided ? unconditional.bytes.data() : nullptr;
+    b.output_dtype = output_dtype;
+    for (std::size_t j = 0; j < history.size(); ++j) b.history[j] = history[j].data();
+    b.noise = k.noise != 0.0F ? noise.data() : nullptr;
+    b.store = k.store_latents != 0.0F || k.store_output != 0.0F ? store_entry.data() : nullptr;
+    b.model_input = model_input.data();
+    b.input_dtype = input_dtype;
+    return b;
+  }
+
+  void check_against_float64(int num_threads) {
+    const std::vector<float> before = latents;
+    fused_step(buffers(), k, num_threads);
+    for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i) {
+      const double x = before[i];
+      double g = 0;
+      if (k.evaluated) {
+        const double c = conditional.values[i];
+        const double u = unconditional.values[i];
+        g = (k.guided ? u + static_cast<double>(k.guidance_scale) * (c - u) : c) * k.output_factor;
+      }
+      double next = k.latents * x + k.output * g;
+      for (std::size_t j = 0; j < history.size(); ++j) next += static_cast<double>(k.history[j]) * history[j][i];
+      next += static_cast<double>(k.noise) * noise[i];
+      CHECK_NEAR(latents[i], next, kFloatTolerance * 4);
+      const double input = k.input_scale * next;
+      CHECK_NEAR(read(model_input, input_dtype, i), input, kFloatTolerance * 4 + half_ulp(input_dtype) * std::abs(input));
+      if (buffers().store != nullptr) {
+        CHECK_NEAR(store_entry[i], k.store_latents * x + k.store_output * g, kFloatTolerance * 4);
+      }
+    }
+  }
+};
+
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+
+}  // namespace
+
+TEST(step_plain_and_guided_in_every_dtype) {
+  for (const DType input : kDTypes) {
+    for (const DType output : kDTypes) {
+      for (const bool guided : {false, true}) {
+        for (const std::int64_t n : {1, 7, 1023, 1024, 1025, 40000}) Case(n, input, output, guided).check_against_float64(2);
+      }
+    }
+  }
+}
+
+TEST(step_with_history_noise_and_store) {
+  Case c(5000, DType::kBFloat16, DType::kFloat32, true);
+  for (unsigned j = 0; j < kMaxHistory; ++j) {
+    c.history.push_back(random_floats(c.n, 10 + j));
+    c.k.history[j] = 0.1F * static_cast<float>(j + 1);
+  }
+  c.k.noise = 0.25F;
+  c.k.store_latents = 1.0F;
+  c.k.store_output = -0.6F;
+  c.k.output_factor = 0.8F;
+  c.check_against_float64(2);
+}
+
+TEST(step_without_evaluation_reuses_history) {
+  Case c(3000, DType::kFloat32, DType::kFloat32, false);
+  c.k.evaluated = false;
+  c.history.push_back(random_floats(c.n, 20));
+  c.k.history[0] = -0.4F;
+  c.k.store_latents = 0.5F;
+  c.check_against_float64(1);
+}
+
+TEST(step_streams_large_results_exactly) {
+  // Above the streaming threshold, with a tail that is no multiple of a vector, aligned or not.
+  const std::int64_t n = (std::int64_t{1} << 20) + 13;
+  Case small(n, DType::kFloat16, DType::kFloat32, true);
+  small.k.store_latents = 1.0F;
+  small.check_against_float64(2);
+}
+
+TEST(step_does_not_depend_on_threads) {
+  for (const DType input : kDTypes) {
+    Case one(100003, input, DType::kFloat32, true);
+    one.k.store_output = 1.0F;
+    Case many = one;
+    fused_step(one.buffers(), one.k, 1);
+    fused_step(many.buffers(), many.k, 7);
+    CHECK(one.latents == many.latents);
+    CHECK(one.model_input == many.model_input);
+    CHECK(one.store_entry == many.store_entry);
+  }
+}
+
+TEST(instruction_sets_agree_bit_for_bit) {
+  for (const DType input : kDTypes) {
+    for (const DType output : kDTypes) {
+      Case baseline(20011, input, output, true);
+      baseline.k.store_latents = 0.3F;
+      baseline.k.store_output = 1.0F;
+      Case widest = baseline;
+      kernels_baseline().fused_step(baseline.buffers(), baseline.k, 2);
+      kernels().fused_step(widest.buffers(), widest.k, 2);
+      CHECK(baseline.latents == widest.latents);
+      CHECK(baseline.model_input == widest.model_input);
+      CHECK(baseline.store_entry == widest.store_entry);
+    }
+  }
+}
+
+TEST(moments_match_float64_and_ignore_threads) {
+  Case c(300007, DType::kFloat32, DType::kBFloat16, true);
+  const GuidanceMoments one = guidance_moments(c.buffers(), 3.5F, 1);
+  const GuidanceMoments many = guidance_moments(c.buffers(), 3.5F, 5);
+  CHECK(std::memcmp(&one, &many, sizeof one) == 0);
+  double sum = 0;
+  double squared = 0;
+  for (std::size_t i = 0; i < c.conditional.values.size(); ++i) {
+    const double conditional = c.conditional.values[i];
+    const double unconditional = c.unconditional.values[i];
+    const double guided = unconditional + 3.5 * (conditional - unconditional);
+    sum += guided;
+    squared += guided * guided;
+  }
+  CHECK_NEAR(one.guided / sum, 1.0, 1e-5);
+  CHECK_NEAR(one.guided_squared / squared, 1.0, 1e-6);
+}
+
+TEST(prepare_input_scales_and_casts) {
+  for (const DType input : kDTypes) {
+    Case c(2500, input, DType::kFloat32, false);
+    prepare_input(c.buffers(), 0.25F, 2);
+    for (std::size_t i = 0; i < c.latents.size(); ++i) {
+      const double expected = 0.25 * static_cast<double>(c.latents[i]);
+      CHECK_NEAR(read(c.model_input, input, i), expected, half_ulp(input) * std::abs(expected) + kSubnormal);
+    }
+  }
+}
