@@ -1,4 +1,6 @@
 // Binds the random generators.
+#include <string>
+
 #include "bindings/module.h"
 #include "bindings/noise_generator.h"
 #include "core/error.h"
@@ -9,23 +11,33 @@ namespace {
 
 using FloatArray = py::array_t<float, py::array::c_style>;
 
+py::ssize_t elements(std::int64_t n) {
+  core::require(n >= 0, "n = " + std::to_string(n) + " is negative; use 0 or more");
+  return n;
+}
+
 FloatArray philox_normal(std::int64_t n, std::uint64_t seed, std::uint64_t stream, int num_threads) {
-  core::require(n >= 0, "n must be 0 or more");
-  FloatArray out(n);
-  core::fill_normal(out.mutable_data(), n, seed, stream, num_threads);
+  FloatArray out(elements(n));
+  float* data = out.mutable_data();
+  const py::gil_scoped_release release;
+  core::fill_normal(data, n, seed, stream, num_threads);
   return out;
 }
 
 FloatArray torch_randn(core::TorchGenerator& generator, std::int64_t n) {
-  core::require(n >= 0, "n must be 0 or more");
-  FloatArray out(n);
-  generator.randn(out.mutable_data(), n);
+  FloatArray out(elements(n));
+  float* data = out.mutable_data();
+  const py::gil_scoped_release release;
+  generator.randn(data, n);
   return out;
 }
 
 FloatArray normal(NoiseGenerator& generator, const std::vector<py::ssize_t>& shape) {
   FloatArray out(shape);
-  generator.fill(out.mutable_data(), out.size());
+  float* data = out.mutable_data();
+  const std::int64_t n = out.size();
+  const py::gil_scoped_release release;
+  generator.fill(data, n);
   return out;
 }
 

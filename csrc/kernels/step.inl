@@ -1,6 +1,5 @@
 // The CPU bodies of step.h; cpu.cpp includes this once for each instruction set.
 #include <cmath>
-#include <vector>
 
 #include "kernels/launch_cpu.h"
 #include "kernels/step.h"

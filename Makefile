@@ -1,0 +1,57 @@
+# The two commands of a fresh machine are `make run` and `make test`; both make .venv and install what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROMPT ?= a red circle moving left on a navy background
+CPP := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python export -type f -not -name '*.pyc')
+CTEST_PRESETS := asan tsan
+
+.PHONY: run test lint test-cpp test-python bench format clean
+
+run: $(VENV)/.run
+	$(BIN)/sora-bench run "$(PROMPT)" --seed 7 --out out/clip.mp4 --json out/receipt.json
+
+test: lint test-cpp test-python
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+# AddressSanitizer with UndefinedBehaviorSanitizer, then ThreadSanitizer.
+test-cpp: $(VENV)/.test
+	set -e; export PATH="$(CURDIR)/$(BIN):$$PATH"; for preset in $(CTEST_PRESETS); do \
+	  cmake --preset $$preset > build/$$preset.log 2>&1 || { cat build/$$preset.log; exit 1; }; \
+	  cmake --build --preset $$preset; \
+	  ./build/$$preset/tests/cpp/sora_tests; \
+	done
+
+test-python: $(VENV)/.test
+	$(BIN)/pytest --cov --cov-report=term
+
+# Measures what the README states and writes it there; wants a quiet machine.
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks.run_all
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format --quiet .
+	$(BIN)/clang-format -i $(CPP)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The base install: no torch, no diffusers.
+$(VENV)/.run: $(SOURCES) | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check .
+	@mkdir -p out && touch $@
+
+# Editable, with what the tests and the export need.
+$(VENV)/.test: pyproject.toml CMakeLists.txt $(shell find csrc -type f) | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test,export]"
+	@mkdir -p build out && touch $@ $(VENV)/.run
+
+clean:
+	rm -rf $(VENV) build out

@@ -1,0 +1,90 @@
+"""What a model family tells the builder, and which family a checkpoint belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sora_export.checkpoint import Checkpoint
+from sora_export.onnx_from_torch import TorchGraph
+from sora_runtime.errors import BundleError
+
+Arrays = Mapping[str, NDArray[Any]]
+RunGraph = Callable[[str, Arrays], Arrays]
+"""Runs the graph file of that name on named arrays and returns its named outputs."""
+Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""What the graph gave and what torch gave."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The static shapes to build: every size is combined with every number of frames."""
+
+    sizes: Sequence[tuple[int, int]]
+    """(height, width) in pixels."""
+    num_frames: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of a model: the graphs it becomes and how to prove them right.
+
+    `compare(reference, run)` feeds seeded inputs to the untouched torch module and, through `run`,
+    to the graphs; it returns one pair of results for each graph file.
+    """
+
+    name: str
+    """Its key in bundle.json."""
+    folder: str
+    """The folder of the checkpoint that holds its weights."""
+    graphs: Mapping[str, TorchGraph]
+    """File name to graph, one or several a shape bucket."""
+    entry: Mapping[str, Any]
+    """Its value in bundle.json."""
+    load_reference: Callable[[], torch.nn.Module]
+    """Loads the weights into torch, in float32."""
+    compare: Callable[[torch.nn.Module, RunGraph], Mapping[str, Pair]]
+    fingerprinted: bool = False
+    """Whether its outputs are cached across runs, so that bundle.json must identify it."""
+
+
+class Family(Protocol):
+    """A model family. Implementations are modules of this package that define these names."""
+
+    NAME: str
+    PIPELINES: Sequence[str]
+
+    def read_facts(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Reads bundle.json's "facts", but for the defaults, from the configs."""
+        ...
+
+    def components(
+        self, checkpoint: Checkpoint, facts: Mapping[str, Any], shapes: Shapes
+    ) -> Iterator[Component]:
+        """Describes every part; nothing is loaded or exported yet."""
+        ...
+
+
+_FAMILIES = ("wan",)
+
+
+def family_of(checkpoint: Checkpoint) -> Family:
+    """The family whose pipelines include the one named in model_index.json.
+
+    Raises:
+        BundleError: No family builds this pipeline.
+    """
+    families = [cast(Family, import_module(f"{__name__}.{name}")) for name in _FAMILIES]
+    for family in families:
+        if checkpoint.pipeline in family.PIPELINES:
+            return family
+    known = ", ".join(name for family in families for name in family.PIPELINES)
+    raise BundleError(
+        f"{checkpoint.root} is a {checkpoint.pipeline}, which cannot be built yet; give one of: {known}"
+    )

@@ -1,0 +1,187 @@
+"""Turns a torch module that may hold no weights into a small, clean ONNX graph."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import torch
+from onnxscript import optimizer
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+OPSET = 23
+"""The first opset with `Attention` and `RMSNormalization` as single operators."""
+
+FOLD_LIMIT = 1024
+"""Elements of the largest constant folded into the file; larger ones stay as the nodes that make
+them, which an engine folds when it loads the graph."""
+
+
+@dataclass(frozen=True)
+class TorchGraph:
+    """What is to be exported: a module and the names and shapes at its edge.
+
+    `make_module` is called under a `FakeTensorMode`, so that the parameters of the module have a
+    shape and a dtype but no storage. Buffers whose values the graph needs (rope tables, means) must
+    be real tensors, made before the call. The module must take the inputs in order, return a tensor
+    or a tuple in the order of `output_names`, and hold the checkpoint's module as `self.model`.
+    """
+
+    make_module: Callable[[], torch.nn.Module]
+    inputs: Mapping[str, torch.Tensor]
+    output_names: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """An ONNX model whose parameters have no data yet, and the names each of them goes by.
+
+    `parameters` maps an initialiser to every name under which the module knows that tensor, the
+    wrapper's `model.` removed: tied weights have several, of which a checkpoint keeps one.
+    """
+
+    model: ir.Model
+    parameters: Mapping[str, Sequence[str]]
+
+
+def onnx_from_torch(graph: TorchGraph) -> ExportedGraph:
+    """Exports `graph` with static shapes at opset 23, float32, without reading a weight.
+
+    A linear layer becomes `Gemm(transB=1)` on the weight as it is stored. Nothing made by tracing
+    (source paths, scopes) is kept.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, torch.no_grad(), quiet():
+        module = graph.make_module().eval()
+        inputs = tuple(mode.from_tensor(example) for example in graph.inputs.values())
+        exported = torch.export.export(module, inputs, strict=False)
+        program = torch.onnx.export(
+            exported,
+            (),
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+            input_names=list(graph.inputs),
+            output_names=list(graph.output_names),
+        )
+    assert program is not None
+    model = program.model
+    parameters = _parameter_names(module, model)
+    for name in parameters:
+        model.graph.initializers[name].const_value = None
+    with quiet():
+        optimizer.optimize_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
+        _linear_to_gemm(model.graph)
+        _finish(model, graph)
+    used = {name: parameters[name] for name in parameters if name in model.graph.initializers}
+    return ExportedGraph(model, used)
+
+
+def _parameter_names(module: torch.nn.Module, model: ir.Model) -> dict[str, list[str]]:
+    """Every checkpoint name of every parameter that is an initialiser of the graph."""
+    names_of: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names_of.setdefault(id(parameter), []).append(name)
+    found = {}
+    for names in names_of.values():
+        for name in names:
+            if name in model.graph.initializers:
+                found[name] = [other.removeprefix("model.") for other in names]
+    return found
+
+
+def _linear_to_gemm(graph: ir.Graph) -> None:
+    """Rewrites `Add(MatMul(x, Transpose(W)), b)` to `Gemm(x, W, b, transB=1)` on two-dimensional x.
+
+    `W` is then used as the checkpoint stores it. With `Transpose` an engine would fold a transposed
+    copy of every weight before it packs it, which costs the size of the model while loading.
+    """
+    for node in list(graph):
+        if node.op_type != "MatMul":
+            continue
+        x, weight_t = node.inputs
+        transpose = weight_t.producer() if weight_t is not None else None
+        if x is None or transpose is None or transpose.op_type != "Transpose":
+            continue
+        weight = transpose.inputs[0]
+        if weight is None or not weight.is_initializer() or weight.shape is None:
+            continue
+        if len(weight.shape) == 2 and x.shape is not None and x.shape.is_static():
+            _replace_linear(graph, node, x, weight)
+
+
+def _replace_linear(graph: ir.Graph, matmul: ir.Node, x: ir.Value, weight: ir.Value) -> None:
+    assert x.shape is not None and weight.shape is not None
+    out_features, in_features = (int(size) for size in weight.shape.numpy())
+    leading = [int(size) for size in x.shape.numpy()[:-1]]
+    product = matmul.outputs[0]
+    users = list(product.uses())
+    last, bias = matmul, None
+    if len(users) == 1 and users[0].node.op_type == "Add" and not product.is_graph_output():
+        other = users[0].node.inputs[1 - users[0].idx]
+        if other is not None and other.is_initializer() and other.shape == ir.Shape([out_features]):
+            last, bias = users[0].node, other
+    output = last.outputs[0]
+    flat = _reshape(graph, x, [-1, in_features])
+    gemm_inputs = [flat.outputs[0], weight] + ([bias] if bias is not None else [])
+    gemm = ir.node("Gemm", gemm_inputs, {"transB": 1}, name=f"{matmul.name}_gemm")
+    back = _reshape(graph, gemm.outputs[0], [*leading, out_features])
+    back.outputs[0].type, back.outputs[0].shape = output.type, output.shape
+    nodes = [flat, gemm, back]
+    old = [last] if last is matmul else [last, matmul]
+    ir.convenience.replace_nodes_and_values(graph, last, old, nodes, [output], [back.outputs[0]])
+
+
+def _reshape(graph: ir.Graph, value: ir.Value, shape: list[int]) -> ir.Node:
+    name = "shape." + "x".join(str(size) for size in shape)
+    if name not in graph.initializers:
+        tensor = ir.tensor(shape, dtype=ir.DataType.INT64, name=name)
+        graph.register_initializer(
+            ir.Value(
+                name=name,
+                shape=ir.Shape([len(shape)]),
+                type=ir.TensorType(ir.DataType.INT64),
+                const_value=tensor,
+            )
+        )
+    return ir.node("Reshape", [value, graph.initializers[name]])
+
+
+def _finish(model: ir.Model, graph: TorchGraph) -> None:
+    """Removes what tracing left behind and gives outputs and node names their final form."""
+    for transform in (
+        passes.CommonSubexpressionEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
+        passes.RemoveUnusedOpsetsPass(),
+        passes.ClearMetadataAndDocStringPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    ):
+        transform(model)
+    model.metadata_props.clear()
+    model.graph.name = "main"
+    names = [value.name for value in model.graph.outputs]
+    assert names == list(graph.output_names), f"outputs are {names}, not {graph.output_names}"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the exporter's remarks on missing torchvision operators and empty initialisers."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,74 @@
+"""What words of the command line mean: sizes, and the two meanings of ``--frames``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from sora_runtime.errors import InvalidRequest
+
+_SIZE = re.compile(r"(\d+)[xX](\d+)", re.ASCII)
+_NUMBER = re.compile(r"[-+]?\d[\d.]*", re.ASCII)
+
+
+class PixelSize(NamedTuple):
+    """Pixels of a frame."""
+
+    width: int
+    height: int
+
+
+def parse_size(text: str) -> PixelSize:
+    """Reads WIDTHxHEIGHT.
+
+    Raises:
+        InvalidRequest: The text is something else.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise InvalidRequest(f"--size {text} is not WIDTHxHEIGHT in pixels; use one such as 96x96")
+    return PixelSize(int(match[1]), int(match[2]))
+
+
+def parse_frames(
+    frames: list[str], num_frames: int | None, frames_dir: Path | None
+) -> tuple[int | None, Path | None]:
+    """Merges ``--frames N|DIR`` with ``--num-frames`` and ``--frames-dir``.
+
+    Args:
+        frames: What is a number there counts frames, the rest are folders (./25 is a folder too).
+        num_frames: None if not given.
+        frames_dir: None if not given.
+
+    Returns:
+        The number of frames and the folder for PNG files, None for what was not given.
+
+    Raises:
+        InvalidRequest: One meaning is given twice, or a number is not whole.
+    """
+    numbers = [] if num_frames is None else [num_frames]
+    folders = [] if frames_dir is None else [frames_dir]
+    for text in frames:
+        if not _NUMBER.fullmatch(text):
+            folders.append(Path(text))
+        elif "." in text:
+            raise InvalidRequest(f"--frames {text} is not a whole number; use one such as 25")
+        else:
+            numbers.append(int(text))
+    for what, given in (("the number of frames", numbers), ("the folder of frames", folders)):
+        if len(given) > 1:
+            raise InvalidRequest(f"{what} is given twice, {given[0]} and {given[1]}; give it once")
+    return (numbers[0] if numbers else None), (folders[0] if folders else None)
+
+
+def check_text(name: str, text: str | None) -> None:
+    """Refuses bytes that no receipt could hold.
+
+    Raises:
+        InvalidRequest: The text came from bytes that are not valid in the locale's encoding.
+    """
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{name} is not valid UTF-8; use a UTF-8 terminal") from None

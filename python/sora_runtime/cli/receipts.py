@@ -1,0 +1,129 @@
+"""The receipt of a clip, and of several, as tables."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+
+from sora_runtime.cli.tables import amount, byte_size, columns, duration, facts
+
+if TYPE_CHECKING:
+    from sora_runtime.receipt import Receipt
+
+
+def receipt_tables(receipt: Receipt, file: str) -> list[RenderableType]:
+    """The receipt of one clip: what was made, where the time went, what it cost."""
+    cost = receipt.cost
+    return [
+        facts([("file", file), *_identity(receipt, _seed(receipt))]),
+        columns(("stage", "seconds", "share", ""), _stages(receipt), numbers={"seconds", "share"}),
+        facts(
+            [
+                *_work(receipt),
+                (
+                    "cost",
+                    f"{amount(cost.usd_per_clip)} USD a clip, "
+                    f"{amount(cost.usd_per_generated_second)} USD a generated second",
+                ),
+                _price(receipt),
+            ]
+        ),
+    ]
+
+
+def repeat_tables(receipts: Sequence[Receipt], files: Sequence[Path]) -> list[RenderableType]:
+    """The receipts of several clips of one request, a line each; times in seconds."""
+    rows = [
+        (
+            file.name,
+            str(receipt.request.seed),
+            f"{receipt.embedding_cache.hits}/{receipt.embedding_cache.misses}",
+            f"{receipt.seconds.text_encode:.3f}",
+            f"{receipt.seconds.denoise:.3f}",
+            f"{receipt.seconds.vae_decode:.3f}",
+            f"{receipt.seconds.total:.3f}",
+            amount(receipt.cost.usd_per_clip),
+        )
+        for receipt, file in zip(receipts, files, strict=True)
+    ]
+    names = ("clip", "seed", "hit/miss", "text", "denoise", "vae", "total s", "USD")
+    last = receipts[-1]
+    bill = amount(sum(receipt.cost.usd_per_clip for receipt in receipts))
+    return [
+        facts([("folder", str(files[-1].parent)), *_identity(last, f"a seed a clip ({last.request.rng})")]),
+        columns(names, rows, numbers=set(names[1:])),
+        facts([*_work(last), ("cost", f"{bill} USD for {len(rows)} clips"), _price(last)]),
+    ]
+
+
+def _seed(receipt: Receipt) -> str:
+    request = receipt.request
+    return "given latents" if request.seed is None else f"seed {request.seed} ({request.rng})"
+
+
+def _identity(receipt: Receipt, seed: str) -> list[tuple[str, str]]:
+    request, engine = receipt.request, receipt.engine
+    return [
+        ("prompt", textwrap.shorten(request.prompt, 180, placeholder=" ...")),
+        (
+            "clip",
+            f"{request.width}x{request.height}, {request.num_frames} frames at "
+            f"{request.fps:g} fps, {receipt.video_seconds:.2f} s",
+        ),
+        (
+            "sampler",
+            f"{request.solver}, {request.num_inference_steps} steps, "
+            f"guidance {request.guidance_scale:g}, {seed}",
+        ),
+        (
+            "model",
+            f"{receipt.model.name} {engine.precision}, bundle {receipt.model.bundle_sha256[:12]}",
+        ),
+        ("engine", f"{engine.name} {engine.version}, {engine.num_threads} threads"),
+        (
+            "machine",
+            f"{receipt.machine.cpu}, {receipt.machine.cores} cores"
+            + (f", {receipt.machine.gpu}" if receipt.machine.gpu else ""),
+        ),
+    ]
+
+
+def _stages(receipt: Receipt) -> list[tuple[str, str, str, str]]:
+    seconds, made = receipt.seconds, receipt.evaluations
+    steps = seconds.per_step
+    pace = f", {duration(sum(steps) / len(steps))} a step" if steps else ""
+    cache = f"embedding cache: {receipt.embedding_cache.hits} hits, "
+    cache += f"{receipt.embedding_cache.misses} misses"
+    rows: list[tuple[str, float | None, str]] = [
+        ("tokenize", seconds.tokenize, ""),
+        ("text_encode", seconds.text_encode, cache),
+        ("denoise", seconds.denoise, f"{made.made} evaluations, {made.skipped} skipped{pace}"),
+        ("vae_decode", seconds.vae_decode, ""),
+        ("encode_mp4", seconds.encode_mp4, receipt.reasons.get("seconds.encode_mp4", "")),
+        ("total", seconds.total, ""),
+    ]
+    table = [
+        (name, "-", "", note)
+        if value is None
+        else (name, f"{value:.3f}", f"{value / max(seconds.total, 1e-9):.1%}", note)
+        for name, value, note in rows
+    ]
+    if seconds.load is not None:
+        table.insert(0, ("load", f"{seconds.load:.3f}", "", "once per runtime, not in total"))
+    return table
+
+
+def _work(receipt: Receipt) -> list[tuple[str, str]]:
+    tokens, memory = receipt.tokens, byte_size(receipt.peak_host_memory_bytes)
+    return [
+        ("tokens", f"{tokens.latent_tokens:,} latent, {tokens.tokens_processed:,} processed"),
+        ("networks", f"{receipt.engine_seconds:.3f} s, peak memory {memory}"),
+    ]
+
+
+def _price(receipt: Receipt) -> tuple[str, str]:
+    return "price", f"{amount(receipt.cost.usd_per_hour)} USD an hour; {receipt.cost.price_source}"

@@ -1,0 +1,113 @@
+"""`sora-bench run`: makes clips of a prompt and prints their receipts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sora_runtime.cli import run_options as option
+from sora_runtime.cli.outputs import STDOUT, Outputs, check_all, write_receipts
+from sora_runtime.cli.parse import check_text, parse_frames, parse_size
+
+if TYPE_CHECKING:
+    from sora_runtime.receipt import Receipt
+
+
+def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
+    prompt: option.Prompt,
+    model: option.Model = "wan-pocket",
+    negative_prompt: option.NegativePrompt = None,
+    seed: option.Seed = 0,
+    steps: option.Steps = None,
+    guidance_scale: option.GuidanceScale = None,
+    guidance_rescale: option.GuidanceRescale = 0.0,
+    solver: option.Solver = None,
+    rng: option.Rng = option.RandomNumbers.philox,
+    size: option.Size = None,
+    frames: option.Frames = None,
+    num_frames: option.NumFrames = None,
+    fps: option.Fps = None,
+    repeat: option.Repeat = 1,
+    out: option.Out = Path("clip.mp4"),
+    gif: option.Gif = None,
+    frames_dir: option.FramesDir = None,
+    json: option.Json = None,
+    price_per_hour: option.PricePerHour = None,
+    threads: option.Threads = None,
+    embedding_cache: option.EmbeddingCache = None,
+    verify: option.Verify = option.VerifyBundle.once,
+    quiet: option.Quiet = False,
+) -> None:
+    """Make a clip of PROMPT and print its receipt: tokens, seconds, dollars."""
+    num_frames, frames_dir = parse_frames(frames or [], num_frames, frames_dir)
+    width, height = parse_size(size) if size else (None, None)
+    check_text("PROMPT", prompt)
+    check_text("--negative-prompt", negative_prompt)
+    request = {
+        "negative_prompt": negative_prompt,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "guidance_rescale": guidance_rescale,
+        "solver": solver,
+        "rng": rng.value,
+        "width": width,
+        "height": height,
+        "num_frames": num_frames,
+        "fps": fps,
+        "price_per_hour": price_per_hour,
+    }
+    wanted = Outputs(out, gif, frames_dir)
+    outputs = [wanted.numbered(index) for index in range(repeat)] if repeat > 1 else [wanted]
+    check_all(outputs, json)
+    loading = {"num_threads": threads, "verify": verify.value, "embedding_cache_dir": embedding_cache}
+    receipts = _make_clips(_Job(model, loading, prompt, seed, request, outputs, json), quiet=quiet)
+    if json == STDOUT:
+        write_receipts(json, receipts, as_list=repeat > 1)
+    elif not quiet:
+        _print_receipts(receipts, outputs)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What to make: one clip for each of `outputs`, the seed one higher each time."""
+
+    model: str
+    loading: dict[str, Any]
+    prompt: str
+    seed: int
+    request: dict[str, Any]
+    outputs: list[Outputs]
+    json: Path | None
+
+
+def _make_clips(job: _Job, *, quiet: bool) -> list[Receipt]:
+    from sora_runtime.cli.clip import make_clip  # noqa: PLC0415
+    from sora_runtime.cli.progress import StageProgress  # noqa: PLC0415
+    from sora_runtime.runtime import Runtime  # noqa: PLC0415
+
+    receipts: list[Receipt] = []
+    clips = len(job.outputs)
+    with StageProgress(quiet=quiet) as progress:
+        progress("load", 0, 0)
+        runtime = Runtime.load(job.model, **job.loading)
+        for index, files in enumerate(job.outputs):
+            progress.next_clip(f"{index + 1}/{clips} " if clips > 1 else "")
+            request = {**job.request, "seed": job.seed + index}
+            clip = make_clip(runtime, job.prompt, request, files, progress)
+            receipts.append(clip.receipt)
+            # Each time, so that the clips there are have their receipts if a later one fails.
+            if job.json is not None and job.json != STDOUT:
+                write_receipts(job.json, receipts, as_list=clips > 1)
+    return receipts
+
+
+def _print_receipts(receipts: list[Receipt], outputs: list[Outputs]) -> None:
+    from sora_runtime.cli.receipts import receipt_tables, repeat_tables  # noqa: PLC0415
+    from sora_runtime.cli.tables import print_all  # noqa: PLC0415
+
+    names = [files.mp4 for files in outputs]
+    if len(receipts) == 1:
+        print_all(receipt_tables(receipts[0], str(names[0])))
+    else:
+        print_all(repeat_tables(receipts, names))

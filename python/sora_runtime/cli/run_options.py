@@ -1,0 +1,69 @@
+"""The options of `sora-bench run`, as types that its signature is made of."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+class RandomNumbers(StrEnum):
+    """Where the starting noise comes from."""
+
+    philox = "philox"
+    torch = "torch"
+
+
+class VerifyBundle(StrEnum):
+    """When a bundle's files are hashed."""
+
+    once = "once"
+    always = "always"
+
+
+def _clip(text: str, metavar: str | None = None, **more: Any) -> Any:
+    return typer.Option(help=text, metavar=metavar, rich_help_panel="Clip", **more)
+
+
+def _file(text: str, metavar: str) -> Any:
+    return typer.Option(help=text, metavar=metavar, rich_help_panel="Files")
+
+
+def _machine(text: str, metavar: str | None = None) -> Any:
+    return typer.Option(help=text, metavar=metavar, rich_help_panel="Machine")
+
+
+Prompt = Annotated[str, typer.Argument(help="What the clip should show.", metavar="PROMPT")]
+Model = Annotated[str, typer.Option(help="A shipped bundle or a bundle folder.", metavar="NAME|DIR")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No bars, no table.", metavar="")]
+
+NegativePrompt = Annotated[str | None, _clip("What it should not show.", "TEXT")]
+Seed = Annotated[int, _clip("One seed, one clip, on every machine.", "N")]
+Steps = Annotated[int | None, _clip("Inference steps.", "N")]
+GuidanceScale = Annotated[float | None, _clip("1 is none and halves the work.", "X")]
+GuidanceRescale = Annotated[float, _clip("0 (off) to 1: against too much contrast.", "X")]
+Solver = Annotated[str | None, _clip("Another one than the model's own.", "NAME")]
+Rng = Annotated[RandomNumbers, _clip("Whose noise: torch is PyTorch's on a CPU.")]
+Size = Annotated[str | None, _clip("In pixels.", "WIDTHxHEIGHT")]
+Frames = Annotated[
+    list[str] | None,
+    _clip("How many frames, or a folder for PNG files; give it twice for both.", "N|DIR"),
+]
+NumFrames = Annotated[int | None, _clip("The same as --frames N.", "N")]
+Fps = Annotated[float | None, _clip("Frames per second.", "X")]
+Repeat = Annotated[int, _clip("Make N clips, with SEED, SEED+1 ...: clip-0.mp4 ...", "N", min=1)]
+
+Out = Annotated[Path, _file("The video.", "FILE.mp4")]
+Gif = Annotated[Path | None, _file("Also an animated GIF.", "FILE")]
+FramesDir = Annotated[Path | None, _file("Also a PNG file a frame; the same as --frames DIR.", "DIR")]
+Json = Annotated[
+    Path | None,
+    _file("The receipt; a list with --repeat. - is stdout, instead of the table.", "FILE|-"),
+]
+
+PricePerHour = Annotated[float | None, _machine("What an hour of it costs, in USD.", "X")]
+Threads = Annotated[int | None, _machine("Default: one for every core.", "N")]
+EmbeddingCache = Annotated[Path | None, _machine("Keeps prompt embeddings for later runs.", "DIR")]
+Verify = Annotated[VerifyBundle, _machine("When to hash the bundle's files.")]

@@ -1,0 +1,273 @@
+"""The sampler program: one row of coefficients per network call, compiled from schedule and solver.
+
+The table is the whole interface between Python and the C++/CUDA sampler. At each row, with ``x``
+the latents, ``c`` and ``u`` the network's conditional and unconditional outputs, ``H[j]`` the
+history (0 is the newest entry) and ``z`` fresh N(0, 1) noise:
+
+    engine input = input_scale * x
+    g  = c                                    if guidance_scale == 1, u is not computed
+    g  = u + guidance_scale * (c - u)         otherwise; if guidance_rescale = phi > 0:
+    g *= phi * std(c) / std(g) + 1 - phi      (arXiv:2305.08891 eq. 14-16)
+    next x  = latents * x + output * g + sum_j history[j] * H[j] + noise * z
+    new H[0] = store_latents * x + store_output * g, if either coefficient is non-zero
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sora_runtime.errors import InvalidRequest
+from sora_runtime.sampling.schedules import FloatArray, Schedule
+from sora_runtime.sampling.solvers import HISTORY, Solver, Step
+
+# Mirrored field by field by the C++ sampler; 112 bytes, no padding.
+ROW_DTYPE = np.dtype(
+    [
+        ("engine", "<i4"),
+        ("evaluate", "<i4"),
+        ("timestep", "<f8"),
+        ("input_scale", "<f8"),
+        ("guidance_scale", "<f8"),
+        ("guidance_rescale", "<f8"),
+        ("latents", "<f8"),
+        ("output", "<f8"),
+        ("history", "<f8", (HISTORY,)),
+        ("noise", "<f8"),
+        ("store_latents", "<f8"),
+        ("store_output", "<f8"),
+    ]
+)
+
+Denoiser = Callable[[FloatArray, float], FloatArray]
+
+
+class ScheduleSpecification(Protocol):
+    """What builds the schedule: ``FlowSchedule`` or ``DiffusionSchedule``."""
+
+    def build(self, num_inference_steps: int, image_seq_len: int | None = None) -> Schedule:
+        """Return the schedule of ``num_inference_steps`` steps."""
+        ...
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (arXiv:2207.12598) and, for two-stage models, which engine runs.
+
+    Attributes:
+        scale: 1 evaluates the conditional branch only.
+        rescale: phi of arXiv:2305.08891 eq. 16, 0 to 1; 0 is off.
+        boundary_ratio: engine 0 runs where ``timestep >= boundary_ratio * num_train_timesteps``,
+            engine 1 below (Wan 2.2 A14B); None: one engine.
+        scale_2: guidance scale of engine 1; None: ``scale``.
+    """
+
+    scale: float = 1.0
+    rescale: float = 0.0
+    boundary_ratio: float | None = None
+    scale_2: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("guidance_scale", self.scale), ("guidance_scale_2", self.scale_2)):
+            if value is not None and not math.isfinite(value):
+                raise InvalidRequest(f"{name} = {value} is not finite; use 1 for no guidance")
+        if not 0.0 <= self.rescale <= 1.0:
+            raise InvalidRequest(f"guidance_rescale = {self.rescale} is outside 0 to 1; use 0 to turn it off")
+        if self.boundary_ratio is None and self.scale_2 is not None:
+            raise InvalidRequest(
+                f"guidance_scale_2 = {self.scale_2} needs a model with two transformers; "
+                "leave it out where boundary_ratio is not set"
+            )
+        if self.boundary_ratio is not None and not 0.0 <= self.boundary_ratio <= 1.0:
+            raise InvalidRequest(
+                f"boundary_ratio = {self.boundary_ratio} is outside 0 to 1; "
+                "use the model's own, such as 0.875"
+            )
+
+    def engine_and_scale(self, timestep: float, num_train_timesteps: int) -> tuple[int, float]:
+        """Return the engine that runs at ``timestep`` and its guidance scale."""
+        if self.boundary_ratio is None or timestep >= self.boundary_ratio * num_train_timesteps:
+            return 0, self.scale
+        return 1, self.scale if self.scale_2 is None else self.scale_2
+
+
+@dataclass(frozen=True)
+class SamplerProgram:
+    """A compiled trajectory.
+
+    Attributes:
+        rows: [num_rows] of ``ROW_DTYPE``, read-only.
+        initial_scale: the first latents are this times N(0, 1) noise.
+        num_inference_steps: the steps the user asked for; Heun has two rows for most of them.
+        solver: solver name, for receipts.
+        schedule: schedule name, for receipts.
+
+    Raises:
+        InvalidRequest: the table breaks one of its rules (see ``_check_rows``).
+    """
+
+    rows: npt.NDArray[np.void]
+    initial_scale: float
+    num_inference_steps: int
+    solver: str
+    schedule: str
+
+    def __post_init__(self) -> None:
+        rows = np.array(self.rows)
+        _check_rows(rows, f"{self.solver} on {self.schedule}")
+        rows.setflags(write=False)
+        object.__setattr__(self, "rows", rows)
+
+    @property
+    def evaluations(self) -> int:
+        """Network calls; a guided row makes two."""
+        calls = np.where(self.rows["guidance_scale"] == 1.0, 1, 2)
+        return int(np.sum(self.rows["evaluate"] * calls))
+
+    @property
+    def history_depth(self) -> int:
+        """How many history entries a row may read."""
+        used = np.flatnonzero(np.any(self.rows["history"] != 0.0, axis=0))
+        return int(used[-1]) + 1 if len(used) else 0
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the table and the initial scale."""
+        digest = hashlib.sha256(repr(ROW_DTYPE.descr).encode())
+        digest.update(np.float64(self.initial_scale).tobytes())
+        digest.update(self.rows.tobytes())
+        return digest.hexdigest()
+
+
+def _check_rows(rows: npt.NDArray[np.void], what: str) -> None:
+    """A table is finite, reads only what was stored, and reuses without an output."""
+    if rows.dtype != ROW_DTYPE or rows.ndim != 1 or len(rows) == 0:
+        raise InvalidRequest(f"the program of {what} is not a non-empty table of ROW_DTYPE")
+    stored = 0
+    for i, row in enumerate(rows):
+        values = [np.max(np.abs(row[name])) for name in ROW_DTYPE.names or ()]
+        if not np.all(np.isfinite(values)):
+            raise InvalidRequest(
+                f"row {i} of {what} is not finite; use another number of steps or another solver"
+            )
+        if row["evaluate"] not in (0, 1) or row["engine"] < 0:
+            raise InvalidRequest(f"row {i} of {what} has an invalid engine or evaluate flag")
+        if row["evaluate"] == 0 and (row["output"] != 0.0 or row["store_output"] != 0.0):
+            raise InvalidRequest(
+                f"row {i} of {what} uses a model output without evaluating; set output and store_output to 0"
+            )
+        if np.any(row["history"][stored:] != 0.0):
+            raise InvalidRequest(f"row {i} of {what} reads history that no row before it stored")
+        stored += int(row["store_latents"] != 0.0 or row["store_output"] != 0.0)
+
+
+def compile_program(
+    solver: Solver,
+    schedule: ScheduleSpecification | Schedule,
+    num_inference_steps: int,
+    guidance: Guidance | None = None,
+    image_seq_len: int | None = None,
+) -> SamplerProgram:
+    """Compile a trajectory into its table of coefficients.
+
+    Args:
+        solver: how to step.
+        schedule: which levels to visit; a built ``Schedule`` must have ``num_inference_steps``.
+        num_inference_steps: solver steps, as the user counts them.
+        guidance: None is no guidance and one engine.
+        image_seq_len: latent tokens of the clip, for schedules with a dynamic shift.
+
+    Raises:
+        InvalidRequest: the steps, the schedule or the pair of solver and schedule.
+    """
+    guidance = guidance or Guidance()
+    built = schedule
+    if not isinstance(built, Schedule):
+        built = built.build(num_inference_steps, image_seq_len)
+    if len(built) != num_inference_steps:
+        raise InvalidRequest(
+            f"num_inference_steps = {num_inference_steps} does not match a schedule of "
+            f"{len(built)} steps; use {len(built)}"
+        )
+    with np.errstate(all="ignore"):  # what is not finite is refused by name in SamplerProgram
+        steps = solver.steps(built)
+    rows = np.zeros(len(steps), ROW_DTYPE)
+    for row, step in zip(rows, steps, strict=True):
+        _fill_row(row, step, guidance, built.num_train_timesteps)
+    return SamplerProgram(
+        rows=rows,
+        initial_scale=built.initial_scale,
+        num_inference_steps=num_inference_steps,
+        solver=solver.name,
+        schedule=built.name,
+    )
+
+
+def _fill_row(row: Any, step: Step, guidance: Guidance, num_train_timesteps: int) -> None:
+    engine, scale = guidance.engine_and_scale(step.timestep, num_train_timesteps)
+    row["engine"], row["evaluate"] = engine, 1
+    row["timestep"], row["input_scale"] = step.timestep, step.input_scale
+    row["guidance_scale"], row["guidance_rescale"] = scale, guidance.rescale
+    row["latents"], row["output"] = step.next_latents[:2]
+    row["history"], row["noise"] = step.next_latents[2:-1], step.next_latents[-1]
+    row["store_latents"], row["store_output"] = step.store[:2]
+    assert not np.any(step.store[2:]), "a history entry is made of x and g only"
+
+
+def run_reference(
+    program: SamplerProgram,
+    denoisers: Denoiser | Sequence[Denoiser],
+    latents: npt.ArrayLike,
+    noise: Sequence[npt.ArrayLike] = (),
+    unconditional: Denoiser | Sequence[Denoiser] | None = None,
+) -> FloatArray:
+    """Run a program in float64: the meaning of the table, and the oracle for the fused kernels.
+
+    Args:
+        program: the table.
+        denoisers: ``(engine input, timestep) -> model output``, one per engine; any shape of array,
+            the shape of ``latents`` back.
+        latents: the first latents, already multiplied by ``initial_scale``.
+        noise: standard normal arrays in the order of the rows whose ``noise`` is not 0.
+        unconditional: as ``denoisers``, for rows with guidance.
+
+    Returns:
+        The last latents, float64, the shape of ``latents``.
+    """
+    conditional = denoisers if isinstance(denoisers, Sequence) else [denoisers]
+    negative = unconditional if isinstance(unconditional, Sequence) else [unconditional]
+    x = np.array(latents, np.float64)
+    history: list[FloatArray] = []
+    draws = iter(noise)
+    for row in program.rows:
+        g = np.zeros_like(x)
+        if row["evaluate"]:
+            sample, timestep = row["input_scale"] * x, float(row["timestep"])
+            g = conditional[row["engine"]](sample, timestep)
+            if row["guidance_scale"] != 1.0:
+                branch = negative[row["engine"]]
+                assert branch is not None, "a guided row needs the unconditional denoiser"
+                g = _guided(row, g, branch(sample, timestep))
+        stored = row["store_latents"] * x + row["store_output"] * g
+        x = row["latents"] * x + row["output"] * g
+        for coefficient, entry in zip(row["history"], history, strict=False):
+            x = x + coefficient * entry
+        if row["noise"] != 0.0:
+            x = x + row["noise"] * np.asarray(next(draws), np.float64)
+        if row["store_latents"] != 0.0 or row["store_output"] != 0.0:
+            history = [stored, *history][:HISTORY]
+    return x
+
+
+def _guided(row: Any, c: FloatArray, u: FloatArray) -> FloatArray:
+    g = u + row["guidance_scale"] * (c - u)
+    phi = row["guidance_rescale"]
+    if phi > 0.0:
+        g = g * (phi * np.std(c) / np.std(g) + 1.0 - phi)
+    return np.asarray(g)
