@@ -61,6 +61,8 @@ def build_bundle(
     """
     source, target = Path(checkpoint).absolute(), Path(out).absolute()
     family = family_of(Checkpoint(source))
+    for folder in Checkpoint(source).weight_folders():
+        read_weights(Checkpoint(source).weight_files(folder))
     user = read_defaults(Checkpoint(source))
     shapes = Shapes(list(dict.fromkeys(sizes)), list(dict.fromkeys(num_frames)))
     if not shapes.sizes or not shapes.num_frames:

@@ -54,6 +54,15 @@ class Checkpoint:
             raise BundleError(f"{self.root / path} is not a JSON object; download it again")
         return value
 
+    def weight_folders(self) -> list[str]:
+        """The components that have weights, in whatever format."""
+        return [
+            folder
+            for folder in sorted(self.index)
+            if self.class_of(folder) is not None
+            and any(file.suffix == ".safetensors" or is_pickle(file) for file in (self.root / folder).glob("*"))
+        ]
+
     def weight_files(self, folder: str) -> list[Path]:
         """The safetensors files of a component, sorted; pickles are refused, never read."""
         for stem in _WEIGHT_STEMS:

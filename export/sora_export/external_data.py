@@ -110,8 +110,7 @@ def attach_weights(
         if key is None:
             folder = next(iter(weights.values())).file.parent
             raise BundleError(
-                f"{folder} has no tensor {checkpoint_names[0]}; its config.json and its weights do "
-                "not belong together"
+                f"{folder} has no tensor {checkpoint_names[0]}; its config.json and its weights do not belong together"
             )
         _point_at(model.graph, value, key, weights[key], root)
 

@@ -34,9 +34,7 @@ def against() -> str:
     return f"torch {torch.__version__.split('+')[0]} / diffusers {diffusers.__version__}"
 
 
-def measure(
-    component: Component, reference: torch.nn.Module, locate: Callable[[str], Path]
-) -> dict[str, float]:
+def measure(component: Component, reference: torch.nn.Module, locate: Callable[[str], Path]) -> dict[str, float]:
     """The relative L2 error of every graph of a component.
 
     Args:
@@ -66,9 +64,7 @@ def graph_runner(locate: Callable[[str], Path]) -> RunGraph:
     def run(file: str, feeds: Arrays) -> Arrays:
         if file not in current:
             current.clear()
-            current[file] = onnxruntime.InferenceSession(
-                str(locate(file)), providers=["CPUExecutionProvider"]
-            )
+            current[file] = onnxruntime.InferenceSession(str(locate(file)), providers=["CPUExecutionProvider"])
         session = current[file]
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, dict(feeds)), strict=True))

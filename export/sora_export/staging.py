@@ -95,9 +95,7 @@ class Staging:
         if target.exists():
             if target.samefile(file) or filecmp.cmp(file, target, shallow=False):
                 return
-            raise BundleError(
-                f"{target} exists and differs from the checkpoint's; give an empty folder as --out"
-            )
+            raise BundleError(f"{target} exists and differs from the checkpoint's; give an empty folder as --out")
         self._make_folder(target.parent)
         self._created.append(target)
         try:

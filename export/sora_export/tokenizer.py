@@ -22,9 +22,7 @@ def write_tokenizer(checkpoint: Checkpoint, target: Path) -> None:
         shutil.copyfile(folder / "tokenizer.json", target)
         return
     if not (folder / "spiece.model").is_file():
-        raise BundleError(
-            f"{folder} has neither tokenizer.json nor spiece.model; download the checkpoint again"
-        )
+        raise BundleError(f"{folder} has neither tokenizer.json nor spiece.model; download the checkpoint again")
     try:
         tokenizer = T5TokenizerFast.from_pretrained(folder)
         tokenizer.backend_tokenizer.save(str(target))

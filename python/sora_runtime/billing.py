@@ -61,9 +61,7 @@ def write_receipt(
             precision=manifest.precision,
             num_threads=runtime.num_threads,
         ),
-        machine=MachineRecord(
-            cpu=machine.cpu, cores=machine.cores, memory_bytes=machine.memory_bytes, os=machine.os
-        ),
+        machine=MachineRecord(cpu=machine.cpu, cores=machine.cores, memory_bytes=machine.memory_bytes, os=machine.os),
         request=_request_record(request, program),
         tokens=Tokens(latent_tokens=geometry.tokens, tokens_processed=geometry.tokens * evaluations),
         evaluations=Evaluations(made=evaluations, skipped=denoised.statistics.skipped),

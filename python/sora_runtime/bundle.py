@@ -154,8 +154,7 @@ class Bundle:
         """The absolute path of a file of the bundle; refuses a file that the manifest does not vouch for."""
         if relative not in self.manifest.files:
             raise BundleError(
-                f"bundle.json of '{self.name}' uses '{relative}' and lists no sha256 for it; "
-                f"rebuild the bundle"
+                f"bundle.json of '{self.name}' uses '{relative}' and lists no sha256 for it; rebuild the bundle"
             )
         return self.root / relative
 
@@ -176,9 +175,7 @@ class Bundle:
             text = (root / "bundle.json").read_bytes()
             data = json.loads(text)
         except (OSError, ValueError) as error:
-            raise BundleError(
-                f"'{root / 'bundle.json'}' cannot be read ({error}); rebuild the bundle"
-            ) from error
+            raise BundleError(f"'{root / 'bundle.json'}' cannot be read ({error}); rebuild the bundle") from error
         version = data.get("schema_version") if isinstance(data, dict) else None
         if version != SCHEMA_VERSION:
             raise BundleError(
@@ -255,13 +252,10 @@ def _verify_files(root: Path, files: dict[str, FileRecord], verify: Verify) -> N
         try:
             stat = path.stat()
         except OSError as error:
-            raise BundleError(
-                f"'{path}' is missing from the bundle; restore it or rebuild the bundle"
-            ) from error
+            raise BundleError(f"'{path}' is missing from the bundle; restore it or rebuild the bundle") from error
         if stat.st_size != record.size:
             raise BundleError(
-                f"'{path}' has {stat.st_size} bytes instead of {record.size}; "
-                f"restore it or rebuild the bundle"
+                f"'{path}' has {stat.st_size} bytes instead of {record.size}; restore it or rebuild the bundle"
             )
         seen: list[object] = [stat.st_size, stat.st_ino, stat.st_mtime_ns, record.sha256]
         if verify == "always" or memory.get(str(path)) != seen:
@@ -272,8 +266,6 @@ def _verify_files(root: Path, files: dict[str, FileRecord], verify: Verify) -> N
         digests = list(pool.map(lambda item: sha256_of(item[1]), to_hash))
     for (relative, path, seen), digest in zip(to_hash, digests, strict=True):
         if digest != files[relative].sha256:
-            raise BundleError(
-                f"'{path}' does not match its sha256 in bundle.json; restore it or rebuild the bundle"
-            )
+            raise BundleError(f"'{path}' does not match its sha256 in bundle.json; restore it or rebuild the bundle")
         memory[str(path)] = seen
     _write_memory(memory)

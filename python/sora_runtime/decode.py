@@ -28,18 +28,14 @@ class ChunkDecoder:
     def __init__(self, first: Engine, following: Engine) -> None:
         self._engines = (first, following)
         caches = {
-            name.removeprefix(_CACHE_IN): spec
-            for name, spec in following.inputs.items()
-            if name.startswith(_CACHE_IN)
+            name.removeprefix(_CACHE_IN): spec for name, spec in following.inputs.items() if name.startswith(_CACHE_IN)
         }
         banks = [{name: spec.empty() for name, spec in caches.items()} for _ in range(2)]
         self._latents = first.inputs["latents"].empty()
         self._first_frames = first.outputs["frames"].empty()
         self._frames = following.outputs["frames"].empty()
         common = {"latents": self._latents}
-        self._first: Binding = first.bind(
-            {**common, "frames": self._first_frames, **_prefixed(_CACHE_OUT, banks[0])}
-        )
+        self._first: Binding = first.bind({**common, "frames": self._first_frames, **_prefixed(_CACHE_OUT, banks[0])})
         self._next: list[Binding] = [
             following.bind(
                 {

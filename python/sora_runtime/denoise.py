@@ -82,8 +82,7 @@ class Denoiser:
         if np.any(program.rows["input_scale"] != 1.0):
             model_input = _aligned(self._latents.shape)
             bindings = [
-                (self._bind(engine, model_input, 0), self._bind(engine, model_input, 1))
-                for engine in self._engines
+                (self._bind(engine, model_input, 0), self._bind(engine, model_input, 1)) for engine in self._engines
             ]
         np.multiply(start, np.float32(program.initial_scale), out=self._latents)
         np.copyto(self._embeds[0], embeddings.conditional)

@@ -120,8 +120,7 @@ def _bucket(manifest: Manifest, height: int, width: int, num_frames: int) -> Tra
             return bucket
     there = ", ".join(f"{b.width}x{b.height} with {b.num_frames} frames" for b in buckets)
     raise InvalidRequest(
-        f"size {width}x{height} with {num_frames} frames has no graph in '{manifest.name}'; "
-        f"use one of: {there}"
+        f"size {width}x{height} with {num_frames} frames has no graph in '{manifest.name}'; use one of: {there}"
     )
 
 

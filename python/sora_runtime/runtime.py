@@ -62,7 +62,7 @@ class Clip:
             InvalidRequest: another ending.
             OutputError: it cannot be written; nothing is left under `path`.
         """
-        from .video import VideoWriter, write_gif  # noqa: PLC0415  (PyAV is slow to import)
+        from .video import VideoWriter, write_gif
 
         target = Path(path)
         if target.suffix == ".gif":
@@ -320,9 +320,7 @@ class Runtime:
             ]
         chunk = next((b for b in components.vae_decoder.buckets if (b.height, b.width) == shape[:2]), None)
         if chunk is None:
-            raise BundleError(
-                f"'{self.bundle.name}' has no decoder for {bucket.width}x{bucket.height}; rebuild it"
-            )
+            raise BundleError(f"'{self.bundle.name}' has no decoder for {bucket.width}x{bucket.height}; rebuild it")
         stages = _Stages(
             Denoiser([self._engine(graph) for graph in graphs], num_threads=self.num_threads),
             ChunkDecoder(self._engine(chunk.first), self._engine(chunk.next)),

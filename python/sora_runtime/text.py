@@ -123,9 +123,7 @@ class TextEncoder:
         use.encode_seconds += time.perf_counter() - start - loading
         return embeds
 
-    def _encode(
-        self, input_ids: NDArray[np.int64], mask: NDArray[np.int64], use: TextUse
-    ) -> NDArray[np.float32]:
+    def _encode(self, input_ids: NDArray[np.int64], mask: NDArray[np.int64], use: TextUse) -> NDArray[np.float32]:
         engine = self._loaded_engine(use)
         embeds = engine.outputs["prompt_embeds"].empty()
         binding = engine.bind({"input_ids": input_ids, "attention_mask": mask, "prompt_embeds": embeds})

@@ -113,8 +113,7 @@ class VideoWriter:
         if rgb8.dtype != np.uint8 or rgb8.ndim != 4 or rgb8.shape[1:] != (*self._size, 3):
             height, width = self._size
             raise InvalidRequest(
-                f"frames of {rgb8.dtype} {list(rgb8.shape)} do not fit this video; "
-                f"give uint8 [t, {height}, {width}, 3]"
+                f"frames of {rgb8.dtype} {list(rgb8.shape)} do not fit this video; give uint8 [t, {height}, {width}, 3]"
             )
         with self._working():
             for image in rgb8:
@@ -144,9 +143,10 @@ class VideoWriter:
         try:
             with explain_os_errors(self._path):
                 yield
-        except av.error.FFmpegError as error:
+        except (av.error.FFmpegError, av.codec.codec.UnknownCodecError) as error:
+            reason = getattr(error, "strerror", None) or "this build of PyAV does not have it"
             raise OutputError(
-                f"cannot encode {self._path} with {self._codec}: {error.strerror}; try another codec or size"
+                f"cannot encode {self._path} with {self._codec}: {reason}; try another codec or size"
             ) from error
         finally:
             self._seconds += time.perf_counter() - started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,4 @@ def bundle(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture
 def copy_of_plain(plain: Path, tmp_path: Path) -> Callable[[], Path]:
     """Makes a checkpoint that a test may damage."""
-    import shutil
-
     return lambda: Path(shutil.copytree(plain, tmp_path / "copy"))

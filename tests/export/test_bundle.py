@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +164,7 @@ def test_nothing_of_the_machine_is_in_a_graph(bundle: Path) -> None:
 
 def test_checkpoint_is_linked_and_left_as_it_was(plain: Path, plain_bundle: Path) -> None:
     weights = "transformer/diffusion_pytorch_model.safetensors"
-    assert os.path.samefile(plain / weights, plain_bundle / weights)
+    assert (plain / weights).samefile(plain_bundle / weights)
     assert not list(plain.rglob("*.onnx")) and not (plain / "bundle.json").exists()
     assert not (plain / "tokenizer.json").exists()
     assert not list(plain_bundle.glob(".*"))
@@ -188,10 +187,7 @@ def test_tokenizer_is_the_checkpoints(plain: Path, plain_bundle: Path) -> None:
 
 
 def test_text_encoder_fingerprints_differ_by_weights(plain_bundle: Path, half_bundle: Path) -> None:
-    prints = {
-        manifest(bundle)["components"]["text_encoder"]["fingerprint"]
-        for bundle in (plain_bundle, half_bundle)
-    }
+    prints = {manifest(bundle)["components"]["text_encoder"]["fingerprint"] for bundle in (plain_bundle, half_bundle)}
     assert len(prints) == 2 and all(len(fingerprint) == 64 for fingerprint in prints)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -20,7 +21,7 @@ def session(bundle: Path, graph: str) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(bundle / graph), providers=["CPUExecutionProvider"])
 
 
-def component(bundle: Path, name: str) -> dict:
+def component(bundle: Path, name: str) -> dict[str, Any]:
     return json.loads((bundle / "bundle.json").read_text())["components"][name]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,11 +14,13 @@ import pytest
 import sentencepiece
 import torch
 from tokenizers import Tokenizer
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from sora_export import build_bundle, bundle_from_checkpoint, parity
+from sora_export import build_bundle, parity
 from sora_export.checkpoint import Checkpoint
-from sora_export.defaults import read_defaults
-from sora_export.families import family_of
+from sora_export.defaults import read_defaults, with_defaults
+from sora_export.families import Shapes, family_of
+from sora_export.staging import Staging
 from sora_export.tokenizer import write_tokenizer
 from sora_runtime.errors import BundleError, EngineError, InvalidRequest, OutputError
 
@@ -76,9 +79,7 @@ def test_pickles_are_refused_and_not_read(copy_of_plain: Copy, tmp_path: Path) -
         ("sora_defaults.json", {"max_sequence_length": -1}, "use a positive number"),
     ],
 )
-def test_configs_that_do_not_fit(
-    copy_of_plain: Copy, path: str, changes: dict[str, Any], message: str
-) -> None:
+def test_configs_that_do_not_fit(copy_of_plain: Copy, path: str, changes: dict[str, Any], message: str) -> None:
     checkpoint = copy_of_plain()
     edit(checkpoint / path, **changes)
     with pytest.raises(BundleError, match=message):
@@ -130,15 +131,13 @@ def test_a_failed_build_leaves_an_older_bundle_whole(
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bundle_from_checkpoint.parity, "measure", fail)
+    monkeypatch.setattr(parity, "measure", fail)
     with pytest.raises(KeyboardInterrupt):
         build_bundle(bundle, bundle, [(32, 48)], [9])
     assert snapshot(bundle) == before
 
 
 def test_failure_while_renaming_leaves_no_manifest(tmp_path: Path, plain: Path) -> None:
-    from sora_export.staging import Staging
-
     def fail() -> None:
         raise OSError("no space left")
 
@@ -173,14 +172,12 @@ def test_symbolic_links_in_place_are_refused(copy_of_plain: Copy, tmp_path: Path
 def test_files_are_copied_where_they_cannot_be_linked(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sora_export import staging
-
     def refuse(*_: object) -> None:
         raise OSError("cross-device link")
 
-    monkeypatch.setattr(staging.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     said: list[str] = []
-    with staging.Staging(tmp_path / "out") as folder:
+    with Staging(tmp_path / "out") as folder:
         folder.link_checkpoint(Checkpoint(plain), said.append)
         copied = tmp_path / "out/vae/config.json"
         assert copied.read_bytes() == (plain / "vae/config.json").read_bytes()
@@ -197,7 +194,7 @@ def test_sentencepiece_model_is_converted_or_refused(copy_of_plain: Copy, tmp_pa
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("a red circle moves left\na blue square falls down\n" * 20)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(tmp_path / "spiece"), vocab_size=40, pad_id=0,
+        input=str(corpus), model_prefix=str(tmp_path / "spiece"), vocab_size=24, pad_id=0,
         eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
     )  # fmt: skip
     shutil.copy(tmp_path / "spiece.model", folder / "spiece.model")
@@ -221,11 +218,6 @@ def test_licence_comes_from_the_model_card_or_the_defaults(copy_of_plain: Copy) 
 
 def test_the_exporter_holds_no_weights(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The traced module's parameters are fake: they have no storage to fill."""
-    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-
-    from sora_export.defaults import with_defaults
-    from sora_export.families import Shapes
-
     shapes = Shapes([(32, 48)], [9])
     checkpoint = Checkpoint(plain)
     family = family_of(checkpoint)

@@ -47,9 +47,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     trainer = trainers.WordLevelTrainer(special_tokens=["<pad>", "</s>", "<unk>"])
     tokenizer.train_from_iterator(["a red circle moves left", "a blue square falls"], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
 def tiny_transformer(z_dim: int = 4) -> WanTransformer3DModel:
@@ -92,9 +90,7 @@ def save_tiny_checkpoint(
         transformer=tiny_transformer().to(dtype),
         transformer_2=tiny_transformer().to(dtype) if two_experts else None,
         boundary_ratio=0.875 if two_experts else None,
-        scheduler=UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
         expand_timesteps=expand_timesteps,
     )
     pipeline.save_pretrained(folder, max_shard_size=max_shard_size)

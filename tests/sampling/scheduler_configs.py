@@ -115,8 +115,7 @@ DETERMINISTIC: dict[str, Config] = {
     "unipc-flow-dynamic": WAN_21 | {"use_dynamic_shifting": True, "shift_terminal": 0.1},
     "unipc-epsilon": UNIPC,
     "unipc-v-zero-snr": UNIPC | ZERO_SNR,
-    "unipc-sample-leading": UNIPC
-    | {"prediction_type": "sample", "timestep_spacing": "leading", "steps_offset": 1},
+    "unipc-sample-leading": UNIPC | {"prediction_type": "sample", "timestep_spacing": "leading", "steps_offset": 1},
     "unipc-sigma-min": UNIPC | {"final_sigmas_type": "sigma_min", "lower_order_final": False},
     # diffusers' bh1 is NaN where the final sigma is 0.
     "unipc-bh1": UNIPC | {"final_sigmas_type": "sigma_min", "solver_type": "bh1"},
@@ -130,6 +129,7 @@ DETERMINISTIC: dict[str, Config] = {
     "dpm-v-zero-snr": DPM | ZERO_SNR,
     "dpm-sample-cosine": DPM | {"prediction_type": "sample", "beta_schedule": "squaredcos_cap_v2"},
     "dpm-sigma-min": DPM | {"final_sigmas_type": "sigma_min", "lower_order_final": False},
+    "dpm-lower-order-final": DPM | {"final_sigmas_type": "sigma_min"},
     "dpm-euler-at-final": DPM | {"final_sigmas_type": "sigma_min", "euler_at_final": True},
     "dpm-karras": DPM | SCALED | {"use_karras_sigmas": True},
     "dpm-exponential": DPM | SCALED | {"use_exponential_sigmas": True},

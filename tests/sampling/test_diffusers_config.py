@@ -121,9 +121,7 @@ def test_every_model_runs_with_every_solver_that_applies(name: str, solver: str)
         (HUNYUAN_VIDEO | {"stochastic_sampling": True}, "euler", {"stochastic_sampling": False}),
     ],
 )
-def test_swapped_solver_keeps_the_facts_of_the_model(
-    config: Config, solver: str, facts: dict[str, Any]
-) -> None:
+def test_swapped_solver_keeps_the_facts_of_the_model(config: Config, solver: str, facts: dict[str, Any]) -> None:
     swapped = with_solver(config, solver)
     assert {key: swapped[key] for key in facts} == facts
 

@@ -227,9 +227,7 @@ def test_guidance_that_means_nothing_is_refused(options: Any, message: str) -> N
         Guidance(**options)
 
 
-@pytest.mark.parametrize(
-    "sigmas", [(0.5, 0.9), (0.9, 0.9), (1.2, 0.5), (0.9, 0.0), (0.9, math.nan), (math.inf, 0.5)]
-)
+@pytest.mark.parametrize("sigmas", [(0.5, 0.9), (0.9, 0.9), (1.2, 0.5), (0.9, 0.0), (0.9, math.nan), (math.inf, 0.5)])
 def test_custom_sigmas_must_descend(sigmas: tuple[float, ...]) -> None:
     with pytest.raises(InvalidRequest, match="custom sigmas"):
         FlowSchedule(custom_sigmas=sigmas).build(len(sigmas))

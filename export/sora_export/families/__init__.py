@@ -64,9 +64,7 @@ class Family(Protocol):
         """Reads bundle.json's "facts", but for the defaults, from the configs."""
         ...
 
-    def components(
-        self, checkpoint: Checkpoint, facts: Mapping[str, Any], shapes: Shapes
-    ) -> Iterator[Component]:
+    def components(self, checkpoint: Checkpoint, facts: Mapping[str, Any], shapes: Shapes) -> Iterator[Component]:
         """Describes every part; nothing is loaded or exported yet."""
         ...
 
@@ -85,6 +83,4 @@ def family_of(checkpoint: Checkpoint) -> Family:
         if checkpoint.pipeline in family.PIPELINES:
             return family
     known = ", ".join(name for family in families for name in family.PIPELINES)
-    raise BundleError(
-        f"{checkpoint.root} is a {checkpoint.pipeline}, which cannot be built yet; give one of: {known}"
-    )
+    raise BundleError(f"{checkpoint.root} is a {checkpoint.pipeline}, which cannot be built yet; give one of: {known}")

@@ -84,8 +84,8 @@ def _text_encoder(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Component
     config = checkpoint.json("text_encoder/config.json")
     length = facts["max_sequence_length"]
     inputs = {
-        "input_ids": torch.zeros(1, length, dtype=torch.int64),
-        "attention_mask": torch.ones(1, length, dtype=torch.int64),
+        "input_ids": torch.empty(1, length, dtype=torch.int64),
+        "attention_mask": torch.empty(1, length, dtype=torch.int64),
     }
     graph = TorchGraph(partial(TextEncoderGraph, config), inputs, ["prompt_embeds"])
     return Component(
@@ -118,23 +118,19 @@ def _transformer(checkpoint: Checkpoint, folder: str, facts: Mapping[str, Any], 
     )
 
 
-def _transformer_graph(
-    config: Mapping[str, Any], facts: Mapping[str, Any], clip: tuple[int, int, int]
-) -> TorchGraph:
+def _transformer_graph(config: Mapping[str, Any], facts: Mapping[str, Any], clip: tuple[int, int, int]) -> TorchGraph:
     frames = (clip[0] - 1) // facts["temporal_stride"] + 1
     height, width = (size // facts["spatial_stride"] for size in clip[1:])
-    positions = max(
-        size // patch for size, patch in zip((frames, height, width), config["patch_size"], strict=True)
-    )
+    positions = max(size // patch for size, patch in zip((frames, height, width), config["patch_size"], strict=True))
     if positions > config["rope_max_seq_len"]:
         raise BundleError(
             f"a clip of {clip[1]}x{clip[2]} and {clip[0]} frames has {positions} positions on an "
             f"axis, but the transformer knows {config['rope_max_seq_len']}; build a smaller one"
         )
     inputs = {
-        "hidden_states": torch.zeros(1, config["in_channels"], frames, height, width),
-        "timestep": torch.zeros(1),
-        "encoder_hidden_states": torch.zeros(1, facts["max_sequence_length"], config["text_dim"]),
+        "hidden_states": _like(1, config["in_channels"], frames, height, width),
+        "timestep": _like(1),
+        "encoder_hidden_states": _like(1, facts["max_sequence_length"], config["text_dim"]),
     }
     rotary = BucketRotary(config, (frames, height, width))
     return TorchGraph(partial(TransformerGraph, config, rotary), inputs, ["model_output"])
@@ -166,17 +162,17 @@ def _vae_graphs(
     """The graphs of the first and of every later chunk of the decoder or encoder."""
     if name == "vae_decoder":
         height, width = (pixels // facts["spatial_stride"] for pixels in size)
-        first = later = torch.zeros(1, config["z_dim"], 1, height, width)
+        first = later = _like(1, config["z_dim"], 1, height, width)
         chunk: type[VaeChunk] = VaeDecoderChunk
         input_name, output_name = "latents", "frames"
     else:
-        first = torch.zeros(1, 3, 1, *size)
-        later = torch.zeros(1, 3, facts["temporal_stride"], *size)
+        first = _like(1, 3, 1, *size)
+        later = _like(1, 3, facts["temporal_stride"], *size)
         chunk, input_name, output_name = VaeEncoderChunk, "frames", "latents"
     caches = cache_shapes(config, chunk, first, later)
     make = partial(_make_chunk, config, chunk, _statistics(config), caches)
     outputs = [output_name, *(f"cache_out.{i}" for i in range(len(caches)))]
-    inputs = {f"cache_in.{i}": torch.zeros(shape) for i, shape in enumerate(caches)}
+    inputs = {f"cache_in.{i}": _like(*shape) for i, shape in enumerate(caches)}
     return (
         TorchGraph(make, {input_name: first}, outputs),
         TorchGraph(make, {input_name: later, **inputs}, outputs),
@@ -192,6 +188,11 @@ def _make_chunk(
     return chunk(make_vae(config), statistics, caches)
 
 
+def _like(*shape: int) -> Tensor:
+    """Stands for a float32 input of that shape; takes no memory."""
+    return torch.empty(shape, device="meta")
+
+
 def _statistics(config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     shape = (1, config["z_dim"], 1, 1, 1)
     return (
@@ -200,9 +201,7 @@ def _statistics(config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     )
 
 
-def _loader(
-    checkpoint: Checkpoint, model_class: type[ModelMixin], folder: str
-) -> Callable[[], torch.nn.Module]:
+def _loader(checkpoint: Checkpoint, model_class: type[ModelMixin], folder: str) -> Callable[[], torch.nn.Module]:
     files = checkpoint.weight_files(folder)
     return partial(parity.load_diffusers, model_class, checkpoint.root / folder, files)
 
@@ -236,8 +235,7 @@ def _check_fit(
     for key, stride in strides.items():
         if vae[key] != stride:
             raise BundleError(
-                f"{root}/vae/config.json says {key} = {vae[key]}, but its layers make it {stride}; "
-                "correct the file"
+                f"{root}/vae/config.json says {key} = {vae[key]}, but its layers make it {stride}; correct the file"
             )
     if transformer["in_channels"] != vae["z_dim"] or transformer["image_dim"] is not None:
         raise BundleError(

@@ -26,9 +26,7 @@ class BucketRotary(nn.Module):
 
     def __init__(self, config: Mapping[str, Any], latent_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        full = WanRotaryPosEmbed(
-            config["attention_head_dim"], config["patch_size"], config["rope_max_seq_len"]
-        )
+        full = WanRotaryPosEmbed(config["attention_head_dim"], config["patch_size"], config["rope_max_seq_len"])
         self.lengths = [size // patch for size, patch in zip(latent_shape, config["patch_size"], strict=True)]
         dims = [full.t_dim, full.h_dim, full.w_dim]
         # Both channels of a pair carry the same angle; diffusers reads cosines at the even and
@@ -74,9 +72,7 @@ class _PairwiseAttention:
         value = attn.to_v(context).unflatten(2, (attn.heads, -1))
         if rotary_emb is not None:
             query, key = rotate_pairs(query, *rotary_emb), rotate_pairs(key, *rotary_emb)
-        output = torch.onnx.ops.attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))[
-            0
-        ]
+        output = torch.onnx.ops.attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))[0]
         attended: Tensor = attn.to_out[0](output.transpose(1, 2).flatten(2, 3))
         return attended
 

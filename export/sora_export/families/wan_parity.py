@@ -27,9 +27,7 @@ def load_text_encoder(root: Path) -> torch.nn.Module:
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = UMT5EncoderModel.from_pretrained(
-            root / "text_encoder", dtype=torch.float32, use_safetensors=True
-        )
+        model = UMT5EncoderModel.from_pretrained(root / "text_encoder", dtype=torch.float32, use_safetensors=True)
     finally:
         if bar:
             logging.enable_progress_bar()
@@ -47,9 +45,7 @@ def load_diffusers(model_class: type[ModelMixin], folder: Path, files: Iterable[
     return cast(torch.nn.Module, model.eval())
 
 
-def compare_text_encoder(
-    vocab_size: int, length: int, model: torch.nn.Module, run: RunGraph
-) -> dict[str, Pair]:
+def compare_text_encoder(vocab_size: int, length: int, model: torch.nn.Module, run: RunGraph) -> dict[str, Pair]:
     """A prompt that fills two thirds of the sequence.
 
     torch's result is cut and padded with zeros, as WanPipeline does.
@@ -62,9 +58,7 @@ def compare_text_encoder(
     return {"text_encoder.onnx": (got, np.where(mask[..., None] > 0, hidden, 0.0))}
 
 
-def compare_transformer(
-    graphs: Mapping[str, TorchGraph], model: torch.nn.Module, run: RunGraph
-) -> dict[str, Pair]:
+def compare_transformer(graphs: Mapping[str, TorchGraph], model: torch.nn.Module, run: RunGraph) -> dict[str, Pair]:
     """One evaluation of each bucket in the middle of the schedule."""
     pairs = {}
     for file, graph in graphs.items():

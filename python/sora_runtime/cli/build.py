@@ -28,9 +28,7 @@ def build(
     out: Annotated[Path, typer.Option(metavar="DIR", help="The bundle; CHECKPOINT itself is fine.")],
     size: Annotated[list[str], typer.Option(metavar="WIDTHxHEIGHT", help="In pixels; several: repeat it.")],
     frames: Annotated[list[int], typer.Option(metavar="N", help="Number of frames; several: repeat it.")],
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="For receipts; if not given, the folder's.")
-    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="For receipts; if not given, the folder's.")] = None,
     check_parity: Annotated[
         bool,
         typer.Option(
@@ -44,7 +42,7 @@ def build(
     sizes = [(pixels.height, pixels.width) for pixels in map(parse_size, size)]
     progress: Callable[[str], None] = (lambda _: None) if quiet else _say
     try:
-        from sora_export.bundle_from_checkpoint import build_bundle  # noqa: PLC0415
+        from sora_export.bundle_from_checkpoint import build_bundle
 
         folder = build_bundle(
             checkpoint,
@@ -59,9 +57,7 @@ def build(
         package = (error.name or "").partition(".")[0]
         if package not in _EXPORT_PACKAGES:
             raise
-        raise SoraError(
-            f"build needs {package}, which is not installed; pip install 'sora-runtime[export]'"
-        ) from error
+        raise SoraError(f"build needs {package}, which is not installed; pip install 'sora-runtime[export]'") from error
     if not quiet:
         typer.echo(folder)
 

@@ -15,16 +15,14 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    bundle: Annotated[
-        str, typer.Argument(help="A bundle folder or a shipped bundle's name.", metavar="BUNDLE")
-    ],
+    bundle: Annotated[str, typer.Argument(help="A bundle folder or a shipped bundle's name.", metavar="BUNDLE")],
     json: Annotated[bool, typer.Option("--json", help="As JSON.", metavar="")] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Hash every file now, even if that was done before.", metavar="")
     ] = False,
 ) -> None:
     """Show the shapes, graphs, weights and parity of BUNDLE; fails if a file is damaged."""
-    from sora_runtime.bundle import Bundle  # noqa: PLC0415
+    from sora_runtime.bundle import Bundle
 
     loaded = Bundle.load(bundle, verify="always" if verify else "once")
     if json:
@@ -36,13 +34,13 @@ def inspect(
         }
         typer.echo((json_format.dumps(record, indent=2, ensure_ascii=False) + "\n").encode(), nl=False)
         return
-    from sora_runtime.cli.tables import print_all  # noqa: PLC0415
+    from sora_runtime.cli.tables import print_all
 
     print_all(_tables(loaded, hashed_now=verify))
 
 
 def _tables(bundle: Bundle, *, hashed_now: bool) -> Iterator[RenderableType]:
-    from sora_runtime.cli.tables import columns, facts  # noqa: PLC0415
+    from sora_runtime.cli.tables import columns, facts
 
     yield facts(_facts(bundle))
     graphs = ("graph", "size", "frames", "bytes", "parity")
@@ -53,7 +51,7 @@ def _tables(bundle: Bundle, *, hashed_now: bool) -> Iterator[RenderableType]:
 
 
 def _facts(bundle: Bundle) -> list[tuple[str, str]]:
-    from sora_runtime.cli.tables import byte_size  # noqa: PLC0415
+    from sora_runtime.cli.tables import byte_size
 
     manifest, known = bundle.manifest, bundle.manifest.facts
     user = known.defaults
@@ -97,7 +95,7 @@ def _graphs(bundle: Bundle) -> Iterator[tuple[str, ...]]:
 
 
 def _graph(bundle: Bundle, component: str, graph: str, size: str, frames: str) -> tuple[str, ...]:
-    from sora_runtime.cli.tables import byte_size  # noqa: PLC0415
+    from sora_runtime.cli.tables import byte_size
 
     record = bundle.manifest.files.get(graph)
     entry = bundle.manifest.parity.get(graph) or bundle.manifest.parity.get(component) or {}
@@ -108,7 +106,7 @@ def _graph(bundle: Bundle, component: str, graph: str, size: str, frames: str) -
 
 
 def _files(bundle: Bundle) -> Iterator[tuple[str, str, str]]:
-    from sora_runtime.cli.tables import byte_size  # noqa: PLC0415
+    from sora_runtime.cli.tables import byte_size
 
     for name, record in sorted(bundle.manifest.files.items()):
         if not name.endswith(".onnx"):

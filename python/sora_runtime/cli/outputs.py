@@ -48,9 +48,7 @@ class Outputs:
             OutputError: A folder is missing or cannot be written to.
         """
         if self.mp4.suffix.lower() != ".mp4":
-            raise InvalidRequest(
-                f"--out {self.mp4} does not end in .mp4; use such a name (GIF: --gif, PNG: --frames)"
-            )
+            raise InvalidRequest(f"--out {self.mp4} does not end in .mp4; use such a name (GIF: --gif, PNG: --frames)")
         check_file(self.mp4)
         if self.gif:
             check_file(self.gif)

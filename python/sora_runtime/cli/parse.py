@@ -31,9 +31,7 @@ def parse_size(text: str) -> PixelSize:
     return PixelSize(int(match[1]), int(match[2]))
 
 
-def parse_frames(
-    frames: list[str], num_frames: int | None, frames_dir: Path | None
-) -> tuple[int | None, Path | None]:
+def parse_frames(frames: list[str], num_frames: int | None, frames_dir: Path | None) -> tuple[int | None, Path | None]:
     """Merges ``--frames N|DIR`` with ``--num-frames`` and ``--frames-dir``.
 
     Args:

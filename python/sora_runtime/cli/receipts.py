@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +59,11 @@ def repeat_tables(receipts: Sequence[Receipt], files: Sequence[Path]) -> list[Re
     ]
 
 
+def _shortened(prompt: str, length: int = 180) -> str:
+    prompt = " ".join(prompt.split())
+    return prompt if len(prompt) <= length else f"{prompt[: length - 4]} ..."
+
+
 def _seed(receipt: Receipt) -> str:
     request = receipt.request
     return "given latents" if request.seed is None else f"seed {request.seed} ({request.rng})"
@@ -68,7 +72,7 @@ def _seed(receipt: Receipt) -> str:
 def _identity(receipt: Receipt, seed: str) -> list[tuple[str, str]]:
     request, engine = receipt.request, receipt.engine
     return [
-        ("prompt", textwrap.shorten(request.prompt, 180, placeholder=" ...")),
+        ("prompt", _shortened(request.prompt)),
         (
             "clip",
             f"{request.width}x{request.height}, {request.num_frames} frames at "
@@ -76,8 +80,7 @@ def _identity(receipt: Receipt, seed: str) -> list[tuple[str, str]]:
         ),
         (
             "sampler",
-            f"{request.solver}, {request.num_inference_steps} steps, "
-            f"guidance {request.guidance_scale:g}, {seed}",
+            f"{request.solver}, {request.num_inference_steps} steps, guidance {request.guidance_scale:g}, {seed}",
         ),
         (
             "model",

@@ -82,9 +82,9 @@ class _Job:
 
 
 def _make_clips(job: _Job, *, quiet: bool) -> list[Receipt]:
-    from sora_runtime.cli.clip import make_clip  # noqa: PLC0415
-    from sora_runtime.cli.progress import StageProgress  # noqa: PLC0415
-    from sora_runtime.runtime import Runtime  # noqa: PLC0415
+    from sora_runtime.cli.clip import make_clip
+    from sora_runtime.cli.progress import StageProgress
+    from sora_runtime.runtime import Runtime
 
     receipts: list[Receipt] = []
     clips = len(job.outputs)
@@ -103,8 +103,8 @@ def _make_clips(job: _Job, *, quiet: bool) -> list[Receipt]:
 
 
 def _print_receipts(receipts: list[Receipt], outputs: list[Outputs]) -> None:
-    from sora_runtime.cli.receipts import receipt_tables, repeat_tables  # noqa: PLC0415
-    from sora_runtime.cli.tables import print_all  # noqa: PLC0415
+    from sora_runtime.cli.receipts import receipt_tables, repeat_tables
+    from sora_runtime.cli.tables import print_all
 
     names = [files.mp4 for files in outputs]
     if len(receipts) == 1:

@@ -40,13 +40,9 @@ def facts(rows: Iterable[tuple[str, str]]) -> RenderableType:
     return Padding(grid, (0, 1))
 
 
-def columns(
-    names: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Collection[str]
-) -> RenderableType:
+def columns(names: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Collection[str]) -> RenderableType:
     """A table; ``numbers`` names the columns to align at the right."""
-    table = Table(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold"
-    )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in names:
         right = name in numbers
         table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")

@@ -59,9 +59,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "DDIMScheduler": _DDIM,
     "CogVideoXDDIMScheduler": _DDIM | _LATENT | {"snr_shift_scale": 3.0},
     "CogVideoXDPMScheduler": _DDIM | _LATENT | {"snr_shift_scale": 3.0},
-    "LCMScheduler": _DDIM
-    | _LATENT
-    | {"clip_sample": False, "original_inference_steps": 50, "timestep_scaling": 10.0},
+    "LCMScheduler": _DDIM | _LATENT | {"clip_sample": False, "original_inference_steps": 50, "timestep_scaling": 10.0},
 }
 
 # Key -> the values that are supported; other keys are free or checked where they are read.

@@ -29,13 +29,10 @@ _SMALLEST_ALPHAS_CUMPROD = 2.0**-24
 
 def _check_steps(num_inference_steps: int, most: int, what: str) -> None:
     if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):
-        raise InvalidRequest(
-            f"num_inference_steps = {num_inference_steps!r} is not an integer; use 1 to {most}"
-        )
+        raise InvalidRequest(f"num_inference_steps = {num_inference_steps!r} is not an integer; use 1 to {most}")
     if not 1 <= num_inference_steps <= most:
         raise InvalidRequest(
-            f"num_inference_steps = {num_inference_steps} is outside 1 to {most} ({what}); "
-            "choose a value in that range"
+            f"num_inference_steps = {num_inference_steps} is outside 1 to {most} ({what}); choose a value in that range"
         )
 
 
@@ -43,8 +40,7 @@ def _check_descending(schedule: Schedule) -> Schedule:
     visited = schedule.sigmas[:-1]
     if np.any(visited[1:] >= visited[:-1]) or schedule.sigmas[-1] > visited[-1]:
         raise InvalidRequest(
-            f"num_inference_steps = {len(schedule)} visits a noise level of {schedule.name} twice; "
-            "use fewer steps"
+            f"num_inference_steps = {len(schedule)} visits a noise level of {schedule.name} twice; use fewer steps"
         )
     return schedule
 

@@ -86,8 +86,7 @@ class Guidance:
             )
         if self.boundary_ratio is not None and not 0.0 <= self.boundary_ratio <= 1.0:
             raise InvalidRequest(
-                f"boundary_ratio = {self.boundary_ratio} is outside 0 to 1; "
-                "use the model's own, such as 0.875"
+                f"boundary_ratio = {self.boundary_ratio} is outside 0 to 1; use the model's own, such as 0.875"
             )
 
     def engine_and_scale(self, timestep: float, num_train_timesteps: int) -> tuple[int, float]:
@@ -153,9 +152,7 @@ def _check_rows(rows: npt.NDArray[np.void], what: str) -> None:
     for i, row in enumerate(rows):
         values = [np.max(np.abs(row[name])) for name in ROW_DTYPE.names or ()]
         if not np.all(np.isfinite(values)):
-            raise InvalidRequest(
-                f"row {i} of {what} is not finite; use another number of steps or another solver"
-            )
+            raise InvalidRequest(f"row {i} of {what} is not finite; use another number of steps or another solver")
         if row["evaluate"] not in (0, 1) or row["engine"] < 0:
             raise InvalidRequest(f"row {i} of {what} has an invalid engine or evaluate flag")
         if row["evaluate"] == 0 and (row["output"] != 0.0 or row["store_output"] != 0.0):
@@ -241,19 +238,14 @@ def run_reference(
         The last latents, float64, the shape of ``latents``.
     """
     conditional = denoisers if isinstance(denoisers, Sequence) else [denoisers]
-    negative = unconditional if isinstance(unconditional, Sequence) else [unconditional]
+    single = unconditional if not isinstance(unconditional, Sequence) else None
+    negative = unconditional if isinstance(unconditional, Sequence) else [single] * len(conditional)
     x = np.array(latents, np.float64)
     history: list[FloatArray] = []
     draws = iter(noise)
     for row in program.rows:
-        g = np.zeros_like(x)
-        if row["evaluate"]:
-            sample, timestep = row["input_scale"] * x, float(row["timestep"])
-            g = conditional[row["engine"]](sample, timestep)
-            if row["guidance_scale"] != 1.0:
-                branch = negative[row["engine"]]
-                assert branch is not None, "a guided row needs the unconditional denoiser"
-                g = _guided(row, g, branch(sample, timestep))
+        engine = row["engine"]
+        g = _evaluate(row, x, conditional[engine], negative[engine])
         stored = row["store_latents"] * x + row["store_output"] * g
         x = row["latents"] * x + row["output"] * g
         for coefficient, entry in zip(row["history"], history, strict=False):
@@ -265,7 +257,15 @@ def run_reference(
     return x
 
 
-def _guided(row: Any, c: FloatArray, u: FloatArray) -> FloatArray:
+def _evaluate(row: Any, x: FloatArray, denoiser: Denoiser, negative: Denoiser | None) -> FloatArray:
+    if not row["evaluate"]:
+        return np.zeros_like(x)
+    sample, timestep = row["input_scale"] * x, float(row["timestep"])
+    c = denoiser(sample, timestep)
+    if row["guidance_scale"] == 1.0:
+        return c
+    assert negative is not None, "a guided row needs the unconditional denoiser"
+    u = negative(sample, timestep)
     g = u + row["guidance_scale"] * (c - u)
     phi = row["guidance_rescale"]
     if phi > 0.0:

@@ -73,8 +73,7 @@ def require_kind(schedule: Schedule, solver: str, *kinds: str) -> None:
     """Raise InvalidRequest unless the schedule's kind is one of ``kinds``."""
     if schedule.kind not in kinds:
         raise InvalidRequest(
-            f"solver {solver} cannot run on a {schedule.kind} schedule ({schedule.name}); "
-            f"it takes {' or '.join(kinds)}"
+            f"solver {solver} cannot run on a {schedule.kind} schedule ({schedule.name}); it takes {' or '.join(kinds)}"
         )
 
 
@@ -149,9 +148,7 @@ class DDIM:
         if not (math.isfinite(self.eta) and 0.0 <= self.eta <= 1.0):
             raise InvalidRequest(f"eta = {self.eta} is outside 0 to 1; use 0 for plain DDIM")
         steps = []
-        for timestep, sigma, landing in zip(
-            schedule.timesteps, schedule.sigmas, schedule.landing, strict=False
-        ):
+        for timestep, sigma, landing in zip(schedule.timesteps, schedule.sigmas, schedule.landing, strict=False):
             level, target = schedule.level(sigma), schedule.level(landing)
             x0 = denoised(self.prediction_type, level)
             ratio = 0.0 if target.alpha == 0.0 else level.alpha / target.alpha

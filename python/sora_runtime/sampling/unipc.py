@@ -78,13 +78,10 @@ class UniPC:
             )
         if self.order > 1 and not self.lower_order_final and schedule.sigmas[-1] == 0.0:
             raise InvalidRequest(
-                "lower_order_final = false has no finite last step at final sigma 0; "
-                "set lower_order_final to true"
+                "lower_order_final = false has no finite last step at final sigma 0; set lower_order_final to true"
             )
 
-    def _integral(
-        self, path: list[Level], order: int, estimates: list[Form], target_estimate: Form | None
-    ) -> Form:
+    def _integral(self, path: list[Level], order: int, estimates: list[Form], target_estimate: Form | None) -> Form:
         """Return the part of UniP-p (or UniC-p, given ``target_estimate``) in the data estimates.
 
         ``path`` is the target's level, the start's and those before it; ``estimates`` are the data

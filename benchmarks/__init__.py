@@ -1,0 +1,1 @@
+"""Measurements behind the numbers of the README: `make bench` runs them and writes the results."""

@@ -1,0 +1,79 @@
+"""What a user can get wrong: one sentence each, with the value and the remedy."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sora_runtime as sora
+from conftest import PROMPT
+from sora_runtime.geometry import Geometry, Strides
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": "   "}, "the prompt is empty"),
+        ({"prompt": "red " * 600}, "tokens and the model takes"),
+        ({"negative_prompt": "blue " * 600}, "tokens and the model takes"),
+        ({"height": 1080, "width": 1920}, "1920x1080 with .* has no graph in 'wan-pocket'; use one of: "),
+        ({"num_frames": 24}, "24 frames has no graph"),
+        ({"num_inference_steps": 0}, "num_inference_steps = 0 is out of range"),
+        ({"num_inference_steps": -3}, "num_inference_steps = -3"),
+        ({"guidance_scale": NAN}, "guidance_scale = nan is no finite number; use 1"),
+        ({"guidance_scale": float("inf")}, "guidance_scale = inf"),
+        ({"guidance_rescale": 2.0}, "guidance_rescale = 2.0 is not in 0 to 1"),
+        ({"guidance_rescale": NAN}, "guidance_rescale = nan"),
+        ({"fps": 0.0}, "fps = 0.0 is out of range"),
+        ({"seed": -1}, "seed = -1 is out of range"),
+        ({"rng": "dice"}, "rng = 'dice' is unknown; use philox or torch"),
+        ({"solver": "magic"}, "solver 'magic' is unknown; use one of"),
+        ({"solver": "ddim"}, "use euler"),
+        ({"price_per_hour": -1.0}, "price_per_hour = -1.0"),
+        ({"latents": np.zeros((1, 2, 3), np.float32)}, r"latents have the shape \[1, 2, 3\]; use \[1, "),
+        ({"steps": 5}, "'steps' is no field of a request; use .*num_inference_steps"),
+    ],
+)
+def test_a_bad_request_is_refused_in_one_sentence(runtime: sora.Runtime, fields: dict[str, Any], message: str) -> None:
+    prompt = fields.pop("prompt", PROMPT)
+    with pytest.raises(sora.InvalidRequest, match=message) as caught:
+        runtime.generate(prompt, **fields)
+    assert "\n" not in str(caught.value)
+
+
+def test_latents_that_are_not_finite_are_refused(runtime: sora.Runtime, clip: sora.Clip) -> None:
+    latents = clip.latents.copy()
+    latents[0, 0, 0, 0, 0] = NAN
+    with pytest.raises(sora.InvalidRequest, match="NaN or infinity"):
+        runtime.generate(PROMPT, latents=latents)
+
+
+def test_threads_below_one_are_refused() -> None:
+    with pytest.raises(sora.InvalidRequest, match="num_threads = 0"):
+        sora.Runtime.load("wan-pocket", num_threads=0)
+
+
+WAN = Strides(latent_channels=16, spatial_stride=8, temporal_stride=4, patch_size=(1, 2, 2))
+
+
+def test_geometry_of_a_five_second_720p_wan_clip() -> None:
+    geometry = Geometry.of(WAN, height=720, width=1280, num_frames=81)
+    assert geometry.latent_shape == (1, 16, 21, 90, 160)
+    assert geometry.tokens == 75_600
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "frames", "message"),
+    [
+        (100, 96, 25, "height = 100 is not a positive multiple of 16; use 96 or 112"),
+        (96, 8, 25, "width = 8 is not a positive multiple of 16; use 16"),
+        (96, -16, 25, "width = -16"),
+        (96, 96, 80, r"num_frames = 80 is not 4k\+1; use 77 or 81"),
+        (96, 96, 0, r"num_frames = 0 is not 4k\+1; use 1"),
+    ],
+)
+def test_geometry_names_the_nearest_sizes(height: int, width: int, frames: int, message: str) -> None:
+    with pytest.raises(sora.InvalidRequest, match=message):
+        Geometry.of(WAN, height=height, width=width, num_frames=frames)
