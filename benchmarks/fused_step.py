@@ -172,7 +172,7 @@ def measure() -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown."""
     lines = [
-        "| solver | engine reads | MB that must move | ms a step | of the bandwidth limit | against diffusers + torch |",
+        "| solver | engine reads | MB to move | ms a step | of the bandwidth limit | against diffusers + torch |",
         "|---|---|---|---|---|---|",
     ]
     lines += [

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from prompts import PROMPT
 from sora_runtime import Clip, Runtime
 
 ROOT = Path(__file__).parent.parent
-PROMPT = "a red circle moving left on a navy background"
 
 
 @pytest.fixture(scope="session", autouse=True)

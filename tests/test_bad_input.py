@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sora_runtime as sora
-from conftest import PROMPT
+from prompts import PROMPT
 from sora_runtime.geometry import Geometry, Strides
 
 NAN = float("nan")

@@ -25,6 +25,7 @@ RANKS = [
     {"engines"},
     {"embedding_store", "sampling", "request", "video"},
     {"text", "decode", "denoise"},
+    {"stages"},
     {"billing"},
     {"runtime"},
     {"cli"},

@@ -10,10 +10,11 @@ import numpy as np
 from sora_runtime import Runtime
 from sora_runtime.decode import ChunkDecoder
 from sora_runtime.machine import peak_host_memory_bytes
+from sora_runtime.stages import open_engine
 
 runtime = Runtime.load("wan-pocket", num_threads=2)
 bucket = runtime.bundle.manifest.components.vae_decoder.buckets[0]
-decoder = ChunkDecoder(runtime._engine(bucket.first), runtime._engine(bucket.next))
+decoder = ChunkDecoder(*(open_engine(runtime.bundle, graph, num_threads=2) for graph in (bucket.first, bucket.next)))
 facts = runtime.bundle.manifest.facts
 frames = (int(sys.argv[1]) - 1) // facts.temporal_stride + 1
 size = (bucket.height // facts.spatial_stride, bucket.width // facts.spatial_stride)

@@ -19,7 +19,7 @@ from diffusers import (
 )
 
 import sora_runtime as sora
-from conftest import PROMPT
+from prompts import PROMPT
 from sora_runtime.text import TextUse
 
 SEED = 11

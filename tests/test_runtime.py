@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sora_runtime as sora
-from conftest import PROMPT
+from prompts import PROMPT
 from sora_runtime.decode import ChunkDecoder
 from sora_runtime.denoise import Denoiser
 

@@ -11,7 +11,7 @@ from pathlib import Path
 DEFAULT_USD_PER_VCPU_HOUR = 0.0816 / 2
 DEFAULT_PRICE_SOURCE = (
     "default for CPU machines: 0.0408 USD per vCPU-hour "
-    "(AWS m7g.large, us-east-1, Linux, on demand, June 2026); state yours with price_per_hour"
+    "(AWS m7g.large, us-east-1, Linux, on demand, June 2026); state yours as price per hour"
 )
 
 

@@ -1,7 +1,10 @@
 """A request for a clip: the caller's words, checked once, completed with the bundle's defaults."""
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +34,15 @@ class Request:
     solver: str | None = None
     latents: NDArray[np.float32] | None = None
     price_per_hour: float | None = None
+
+
+def request_from(prompt: str, fields: Mapping[str, Any]) -> Request:
+    """A request from keyword arguments; raises `InvalidRequest` for a field there is not."""
+    known = [field.name for field in dataclasses.fields(Request) if field.name != "prompt"]
+    for name in fields:
+        if name not in known:
+            raise InvalidRequest(f"'{name}' is no field of a request; use {', '.join(known)}")
+    return Request(prompt=prompt, **fields)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,15 +24,14 @@ from numpy.typing import NDArray
 from . import _core
 from .billing import write_receipt
 from .bundle import Bundle, TransformerBucket, Verify
-from .decode import ChunkDecoder
-from .denoise import Denoiser, DenoiseResult, Embeddings
+from .denoise import DenoiseResult, Embeddings
 from .embedding_store import EmbeddingStore
-from .engines.onnxruntime import OnnxRuntimeEngine
 from .errors import BundleError, Cancelled, InvalidRequest
 from .machine import available_cores
 from .receipt import Receipt
-from .request import Request, ResolvedRequest, resolve
+from .request import ResolvedRequest, request_from, resolve
 from .sampling import Guidance, SamplerProgram, compile_program, read_scheduler_config, with_solver
+from .stages import Stages, open_engine
 from .text import DEFAULT_CACHE_BYTES, PromptTokenizer, TextEncoder, TextUse
 
 OnProgress = Callable[[str, int, int], None]
@@ -76,15 +75,6 @@ class Clip:
         self.receipt.record_encode(writer.seconds, within_total=False)
 
 
-@dataclass
-class _Stages:
-    """The engines of one shape bucket."""
-
-    denoiser: Denoiser
-    decoder: ChunkDecoder
-    graphs: list[str]  # relative paths, for the receipt
-
-
 class Runtime:
     """A loaded bundle that makes clips. Threads may share one; they take turns at the engines."""
 
@@ -109,13 +99,13 @@ class Runtime:
                 max_sequence_length=facts.max_sequence_length,
                 pad_token_id=facts.pad_token_id,
             ),
-            lambda: self._engine(encoder.graph),
+            lambda: open_engine(bundle, encoder.graph, num_threads=self.num_threads),
             encoder.fingerprint,
             self.embedding_cache,
             embedding_store,
         )
         self._scheduler_config = _read_json(bundle.path(manifest.scheduler))
-        self._stages: dict[TransformerBucket, _Stages] = {}
+        self._stages: dict[TransformerBucket, Stages] = {}
         self._lock = threading.Lock()
         self.load_seconds = 0.0
 
@@ -179,7 +169,7 @@ class Runtime:
             Cancelled: stopped through `cancel`.
             EngineError: an engine failed.
         """
-        resolved = resolve(_request(prompt, request), self.bundle.manifest)
+        resolved = resolve(request_from(prompt, request), self.bundle.manifest)
         program = self.program(resolved)
         report = on_progress or (lambda _stage, _done, _total: None)
         start = time.perf_counter()
@@ -232,8 +222,7 @@ class Runtime:
         """Give back all engines. The embedding cache stays."""
         with self._lock:
             for stages in self._stages.values():
-                stages.denoiser.close()
-                stages.decoder.close()
+                stages.close()
             self._stages.clear()
             self.text_encoder.close()
 
@@ -255,7 +244,7 @@ class Runtime:
 
     def _denoise(
         self,
-        stages: _Stages,
+        stages: Stages,
         request: ResolvedRequest,
         program: SamplerProgram,
         embeddings: Embeddings,
@@ -284,7 +273,7 @@ class Runtime:
 
     def _decode(
         self,
-        stages: _Stages,
+        stages: Stages,
         latents: NDArray[np.float32],
         report: OnProgress,
         on_frames: OnFrames | None,
@@ -305,41 +294,10 @@ class Runtime:
             report("vae_decode", len(chunks), total)
         return np.concatenate(chunks), time.perf_counter() - start - elsewhere
 
-    def _stages_of(self, bucket: TransformerBucket) -> _Stages:
-        stages = self._stages.get(bucket)
-        if stages is not None:
-            return stages
-        components = self.bundle.manifest.components
-        shape = (bucket.height, bucket.width, bucket.num_frames)
-        graphs = [bucket.graph]
-        if components.transformer_2 is not None:
-            graphs += [
-                other.graph
-                for other in components.transformer_2.buckets
-                if (other.height, other.width, other.num_frames) == shape
-            ]
-        chunk = next((b for b in components.vae_decoder.buckets if (b.height, b.width) == shape[:2]), None)
-        if chunk is None:
-            raise BundleError(f"'{self.bundle.name}' has no decoder for {bucket.width}x{bucket.height}; rebuild it")
-        stages = _Stages(
-            Denoiser([self._engine(graph) for graph in graphs], num_threads=self.num_threads),
-            ChunkDecoder(self._engine(chunk.first), self._engine(chunk.next)),
-            [*graphs, chunk.first, chunk.next],
-        )
-        self._stages[bucket] = stages
-        return stages
-
-    def _engine(self, graph: str) -> OnnxRuntimeEngine:
-        return OnnxRuntimeEngine(self.bundle.path(graph), num_threads=self.num_threads)
-
-
-def _request(prompt: str, fields: dict[str, Any]) -> Request:
-    try:
-        return Request(prompt=prompt, **fields)
-    except TypeError as error:
-        known = ", ".join(name for name in Request.__dataclass_fields__ if name != "prompt")
-        unknown = next(iter(set(fields) - set(Request.__dataclass_fields__)), "prompt")
-        raise InvalidRequest(f"'{unknown}' is no field of a request; use {known}") from error
+    def _stages_of(self, bucket: TransformerBucket) -> Stages:
+        if bucket not in self._stages:
+            self._stages[bucket] = Stages.load(self.bundle, bucket, num_threads=self.num_threads)
+        return self._stages[bucket]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def test_checkpoint_is_linked_and_left_as_it_was(plain: Path, plain_bundle: Path
 
 @torch.no_grad()
 def test_diffusers_still_loads_the_folder(bundle: Path) -> None:
-    pipeline = WanPipeline.from_pretrained(bundle, torch_dtype=torch.float32)
+    pipeline = WanPipeline.from_pretrained(bundle, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     size = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 1}
     frames = pipeline("a red circle", max_sequence_length=16, output_type="np", **size).frames

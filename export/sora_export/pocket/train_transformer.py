@@ -33,12 +33,12 @@ CAPTION_DROPOUT = 0.1
 FIRST_FRAME_SHARE = 0.1
 
 
-def load_vae(folder: Path, device: str = "cpu") -> AutoencoderKLWan:
+def load_vae(folder: Path, device: str = "cpu", clips: int = 256) -> AutoencoderKLWan:
     """The averaged autoencoder that `train_vae` left in `folder`, frozen, with its latent statistics measured."""
     vae = build_vae()
     checkpoint.load(folder / train_vae.CHECKPOINT, {"vae": vae}, {})
     vae = vae.to(device).eval().requires_grad_(False)
-    measure_statistics(vae, random.Random(0).sample(training_scenes(), 256))
+    measure_statistics(vae, random.Random(0).sample(training_scenes(), clips))
     return vae
 
 
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Train for --minutes, saving and scoring at intervals and at the end."""
     options = _parse(arguments)
     torch.manual_seed(options.seed)
-    vae = load_vae(Path(options.vae), options.device)
+    vae = load_vae(Path(options.vae), options.device, options.statistics_clips)
     transformer, encoder = build_models(options)
     use_plain_attention(transformer)
     modules = {"transformer": transformer, "text_encoder": encoder.text_encoder}
@@ -199,6 +199,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--bank", type=int, default=8000, help="encoded clips to train on; fresh ones each run")
+    parser.add_argument("--statistics-clips", type=int, default=256, help="clips for the mean and std of latents")
     parser.add_argument("--size", type=int, default=64, help="height and width in pixels")
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--layers", type=int, default=6)

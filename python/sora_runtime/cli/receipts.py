@@ -124,7 +124,7 @@ def _work(receipt: Receipt) -> list[tuple[str, str]]:
     tokens, memory = receipt.tokens, byte_size(receipt.peak_host_memory_bytes)
     return [
         ("tokens", f"{tokens.latent_tokens:,} latent, {tokens.tokens_processed:,} processed"),
-        ("networks", f"{receipt.engine_seconds:.3f} s, peak memory {memory}"),
+        ("engines", f"{receipt.engine_seconds:.3f} engine-seconds, peak memory {memory}"),
     ]
 
 
