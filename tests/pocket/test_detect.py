@@ -46,7 +46,12 @@ def test_reversed_clip_moves_the_other_way() -> None:
 def test_empty_ground_shows_nothing() -> None:
     frames = np.full((NUM_FRAMES, HEIGHT, WIDTH, 3), (18, 24, 85), dtype=np.uint8)
     seen = detect(frames)
-    assert (seen.shape, seen.colour, seen.motion, seen.background) == ("none", "none", "none", "navy")
+    assert (seen.shape, seen.colour, seen.motion, seen.background) == (
+        "none",
+        "none",
+        "none",
+        "navy",
+    )
 
 
 def test_render_is_repeatable_and_short_clips_are_beginnings() -> None:

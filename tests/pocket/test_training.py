@@ -11,7 +11,13 @@ from sora_export.pocket import checkpoint, train_transformer, train_vae
 from sora_export.pocket.attention import use_plain_attention
 from sora_export.pocket.captions import training_scenes
 from sora_export.pocket.flow import flow_loss, sample
-from sora_export.pocket.models import LATENT_CHANNELS, TEXT_DIM, build_text_encoder, build_transformer, build_vae
+from sora_export.pocket.models import (
+    LATENT_CHANNELS,
+    TEXT_DIM,
+    build_text_encoder,
+    build_transformer,
+    build_vae,
+)
 from sora_export.pocket.optim import Optimiser, WeightAverage, orthogonalise
 from sora_export.pocket.render import render
 from sora_export.pocket.text import PromptEncoder
@@ -52,7 +58,13 @@ def test_transformer_training_reduces_the_loss(first_frame: bool) -> None:
     latents = torch.randn(4, LATENT_CHANNELS, 1, 1, 1).expand(4, LATENT_CHANNELS, 3, 4, 4)
     losses = []
     for _ in range(40):
-        loss = flow_loss(transformer, latents, encoder(["a red ball", "a star", "", "two words"]), 3.0, first_frame)
+        loss = flow_loss(
+            transformer,
+            latents,
+            encoder(["a red ball", "a star", "", "two words"]),
+            3.0,
+            first_frame,
+        )
         loss.backward()
         optimiser.step(0.0, 1.0)
         losses.append(float(loss))
@@ -63,7 +75,11 @@ def test_transformer_training_reduces_the_loss(first_frame: bool) -> None:
 def test_plain_attention_equals_diffusers() -> None:
     torch.manual_seed(0)
     transformer = build_transformer(heads=2, num_layers=2).eval()
-    inputs = (torch.randn(2, LATENT_CHANNELS, 3, 4, 4), torch.tensor([300.0, 900.0]), torch.randn(2, 8, TEXT_DIM))
+    inputs = (
+        torch.randn(2, LATENT_CHANNELS, 3, 4, 4),
+        torch.tensor([300.0, 900.0]),
+        torch.randn(2, 8, TEXT_DIM),
+    )
     expected = transformer(*inputs, return_dict=False)[0]
     use_plain_attention(transformer)
     # float32 sums in another order
@@ -93,15 +109,49 @@ def test_checkpoint_returns_weights_averages_and_time(tmp_path: Path) -> None:
 
 
 def test_runs_resume_and_leave_no_pickle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    vae = ["--out", str(tmp_path), "--minutes", "0.02", "--batch", "1", "--size", "32", "--device", "cpu"]
+    vae = [
+        "--out",
+        str(tmp_path),
+        "--minutes",
+        "0.02",
+        "--batch",
+        "1",
+        "--size",
+        "32",
+        "--device",
+        "cpu",
+    ]
     vae += ["--float32", "--eval-scenes", "1", "--print-every", "1"]
     train_vae.main(vae)
     first = checkpoint.load(tmp_path / train_vae.CHECKPOINT, {"vae": build_vae()}, {})
     train_vae.main([*vae, "--resume"])
     second = checkpoint.load(tmp_path / train_vae.CHECKPOINT, {"vae": build_vae()}, {})
     assert second > first > 0
-    run = ["--vae", str(tmp_path), "--out", str(tmp_path), "--minutes", "0.02", "--bank", "4", "--batch", "2"]
-    run += ["--heads", "2", "--layers", "1", "--eval-prompts", "1", "--steps", "1", "--device", "cpu", "--float32"]
+    run = [
+        "--vae",
+        str(tmp_path),
+        "--out",
+        str(tmp_path),
+        "--minutes",
+        "0.02",
+        "--bank",
+        "4",
+        "--batch",
+        "2",
+    ]
+    run += [
+        "--heads",
+        "2",
+        "--layers",
+        "1",
+        "--eval-prompts",
+        "1",
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+        "--float32",
+    ]
     train_transformer.main([*run, "--statistics-clips", "2"])
     train_transformer.main([*run, "--statistics-clips", "2", "--resume"])
     assert capsys.readouterr().out.count("held out (1 prompts") == 2

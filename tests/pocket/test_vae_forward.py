@@ -53,6 +53,9 @@ def test_widening_keeps_the_first_channels() -> None:
     wide.post_quant_conv.bias[4:] = 0
     wide.post_quant_conv.weight[4:] = 0
     torch.testing.assert_close(
-        vae_forward.decode(wide, latents), vae_forward.decode(narrow, latents[:, :4]), atol=1e-5, rtol=1e-5
+        vae_forward.decode(wide, latents),
+        vae_forward.decode(narrow, latents[:, :4]),
+        atol=1e-5,
+        rtol=1e-5,
     )
     assert silent.shape == (6,)

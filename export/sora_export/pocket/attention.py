@@ -35,11 +35,12 @@ class PlainAttention:
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         weights = torch.softmax(query @ key.transpose(2, 3) * query.shape[-1] ** -0.5, dim=-1)
         output = (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)
-        return attn.to_out[0](output)
+        projected: Tensor = attn.to_out[0](output)
+        return projected
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.view(*x.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack((-odd, even), dim=-1).flatten(-2)
     return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
 

@@ -49,7 +49,11 @@ def detect(frames: Array) -> Seen:
 
 def _ground_colour(pixels: Array) -> Array:
     border = np.concatenate(
-        [pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3), pixels[:, :, :2].reshape(-1, 3)]
+        [
+            pixels[:, :2].reshape(-1, 3),
+            pixels[:, -2:].reshape(-1, 3),
+            pixels[:, :, :2].reshape(-1, 3),
+        ]
     )
     return np.asarray(np.median(border, axis=0))
 

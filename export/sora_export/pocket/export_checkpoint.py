@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
-from torch import nn
+from transformers import UMT5EncoderModel
 
 from sora_export.pocket import checkpoint
 from sora_export.pocket.models import build_text_encoder, build_transformer
@@ -20,7 +20,7 @@ from sora_export.pocket.tokenizer import save_tokenizer, train_tokenizer
 from sora_export.pocket.train_transformer import CHECKPOINT, load_vae
 
 
-def load_transformer(folder: Path, heads: int, layers: int) -> tuple[WanTransformer3DModel, nn.Module]:
+def load_transformer(folder: Path, heads: int, layers: int) -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
     """The averaged transformer and text encoder that `train_transformer` left in `folder`."""
     transformer = build_transformer(heads=heads, num_layers=layers)
     text_encoder = build_text_encoder(train_tokenizer().get_vocab_size())

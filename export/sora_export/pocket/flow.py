@@ -43,17 +43,24 @@ def flow_loss(
     if first_frame:
         noisy = torch.cat([latents[:, :, :1], noisy[:, :, 1:]], dim=2)
         _, frame_patch, height_patch = transformer.config.patch_size
-        frames, tokens = latents.shape[2], latents.shape[3] * latents.shape[4] // (frame_patch * height_patch)
+        frames, tokens = (
+            latents.shape[2],
+            latents.shape[3] * latents.shape[4] // (frame_patch * height_patch),
+        )
         timestep = timestep[:, None].repeat(1, frames * tokens)
         timestep[:, :tokens] = 0
     output = transformer(noisy, timestep, prompt_embeds, return_dict=False)[0].float()
     error = (output - target).square()
-    return error[:, :, 1:].mean() if first_frame else error.mean()
+    loss: Tensor = error[:, :, 1:].mean() if first_frame else error.mean()
+    return loss
 
 
 @torch.no_grad()
 def sample(
-    velocity: Callable[[Tensor, Tensor], Tensor], noise: Tensor, num_inference_steps: int, shift: float
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    noise: Tensor,
+    num_inference_steps: int,
+    shift: float,
 ) -> Tensor:
     """Euler's method from `noise` at s = 1 to latents at s = 0; `velocity(x, timestep)` already holds guidance."""
     sigmas = shift_sigma(torch.linspace(1, 0, num_inference_steps + 1), shift)

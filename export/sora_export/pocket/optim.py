@@ -23,7 +23,8 @@ def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(update.dtype)
+    result: Tensor = (x.T if tall else x).to(update.dtype)
+    return result
 
 
 class Muon(torch.optim.Optimizer):
@@ -60,7 +61,8 @@ class Optimiser:
 
     def __init__(self, modules: Iterable[nn.Module], lr: float, *, plain: tuple[str, ...] = ()) -> None:
         """`plain`: parts of parameter names that go to AdamW although they are matrices (inputs and outputs)."""
-        matrices, others = [], []
+        matrices: list[Tensor] = []
+        others: list[Tensor] = []
         for module in modules:
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:

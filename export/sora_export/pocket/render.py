@@ -43,7 +43,7 @@ def render(
     axis = (torch.arange(size, dtype=torch.float32) + 0.5) / size
     x = (axis.view(1, 1, 1, size) - centre_x[:, :, None, None]) / radius[:, :, None, None]
     y = (axis.view(1, 1, size, 1) - centre_y[:, :, None, None]) / radius[:, :, None, None]
-    x, y = torch.broadcast_tensors(x, y)
+    x, y = x + 0 * y, y + 0 * x
     cos, sin = torch.cos(angle)[:, :, None, None], torch.sin(angle)[:, :, None, None]
     x, y = x * cos + y * sin, y * cos - x * sin
     mask = torch.empty_like(x)

@@ -55,7 +55,12 @@ def score(pairs: list[tuple[str, Scene]], generate: Generate, seed: int) -> dict
         name: {"accuracy": value / count, "wilson_95": wilson_interval(value, count)} for name, value in hits.items()
     }
     seconds = (time.monotonic() - start) / count
-    return {"prompts": count, "seconds_per_clip": seconds, "accuracy": accuracy, "failures": failures}
+    return {
+        "prompts": count,
+        "seconds_per_clip": seconds,
+        "accuracy": accuracy,
+        "failures": failures,
+    }
 
 
 def sora_runtime_generator(options: argparse.Namespace) -> Generate:

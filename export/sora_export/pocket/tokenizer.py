@@ -5,7 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from sora_export.pocket.captions import all_captions
 from sora_export.pocket.models import MAX_SEQUENCE_LENGTH
@@ -30,7 +39,10 @@ def train_tokenizer(vocab_size: int = 400) -> Tokenizer:
     )
     learner.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size, special_tokens=_SPECIAL, unk_token="<unk>", initial_alphabet=list(_LETTERS)
+        vocab_size=vocab_size,
+        special_tokens=_SPECIAL,
+        unk_token="<unk>",
+        initial_alphabet=list(_LETTERS),
     )
     learner.train_from_iterator(all_captions(), trainer)
     pieces = [(piece, score) for piece, score in json.loads(learner.to_str())["model"]["vocab"]]

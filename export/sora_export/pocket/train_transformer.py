@@ -17,11 +17,22 @@ from torch import Tensor
 
 from sora_export.pocket import checkpoint, train_vae, vae_forward
 from sora_export.pocket.attention import use_plain_attention
-from sora_export.pocket.captions import Scene, caption, held_out_prompts, held_out_scenes, training_scenes
+from sora_export.pocket.captions import (
+    Scene,
+    caption,
+    held_out_prompts,
+    held_out_scenes,
+    training_scenes,
+)
 from sora_export.pocket.detect import detect
 from sora_export.pocket.flow import flow_loss, sample
 from sora_export.pocket.latents import LatentBank, build_bank, denormalise, measure_statistics
-from sora_export.pocket.models import LATENT_CHANNELS, build_text_encoder, build_transformer, build_vae
+from sora_export.pocket.models import (
+    LATENT_CHANNELS,
+    build_text_encoder,
+    build_transformer,
+    build_vae,
+)
 from sora_export.pocket.optim import Optimiser, WeightAverage
 from sora_export.pocket.pace import ThreadPace
 from sora_export.pocket.render import to_uint8
@@ -74,7 +85,8 @@ def generate(
         with torch.autocast(device.type, torch.bfloat16, enabled=not options.float32):
             both = transformer(x.repeat(2, 1, 1, 1, 1), timestep.repeat(2), embeds, return_dict=False)[0].float()
         guided, free = both.chunk(2)
-        return free + options.guidance_scale * (guided - free)
+        result: Tensor = free + options.guidance_scale * (guided - free)
+        return result
 
     noise = torch.randn(
         (len(prompts), LATENT_CHANNELS, 7, options.size // 8, options.size // 8),
@@ -128,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
         first_frame = rng.random() < FIRST_FRAME_SHARE
         with torch.autocast(options.device, torch.bfloat16, enabled=not options.float32):
             loss = flow_loss(transformer, latents, encoder(prompts), options.train_shift, first_frame)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step(clock.progress, min(1.0, (step + 1) / 100))
         for average in averages.values():
             average.update()
@@ -137,7 +149,10 @@ def main(arguments: list[str] | None = None) -> None:
         if step % options.print_every == 0:
             threads = torch.get_num_threads()
             mean = running / options.print_every
-            print(f"{clock.trained:6.0f} s  step {step}  loss {mean:.4f}  threads {threads}", flush=True)
+            print(
+                f"{clock.trained:6.0f} s  step {step}  loss {mean:.4f}  threads {threads}",
+                flush=True,
+            )
             running = 0.0
         if clock.due(options.save_seconds):
             checkpoint.save(path, modules, averages, clock.trained)

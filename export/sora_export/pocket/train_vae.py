@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
         batch = [rng.choice(scenes) for _ in range(min(count, 4 * options.batch))]
         clips = to_device(render(batch, generator, num_frames=frames, size=options.size), options.device)
         loss = train_step(vae, clips, not options.float32)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step((before + elapsed) / total, min(1.0, (step + 1) / 50))
         average.update()
         pace.tick()
@@ -139,7 +139,10 @@ def _report(vae: AutoencoderKLWan, average: WeightAverage, options: argparse.Nam
     scenes = random.Random(0).sample(held_out_scenes(), count)
     scores = evaluate(vae, scenes, options.device, options.size)
     average.swap()
-    print("held out: " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()), flush=True)
+    print(
+        "held out: " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()),
+        flush=True,
+    )
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

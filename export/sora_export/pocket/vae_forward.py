@@ -7,6 +7,8 @@ resampling layers treat the first frame on its own; they are written out here.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
@@ -28,7 +30,8 @@ def encode(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
         x = _layer(layer, x)
     x = _middle(encoder.mid_block, x)
     x = encoder.conv_out(_normalise_activate(encoder.norm_out, x))
-    return vae.quant_conv(x)
+    moments: Tensor = vae.quant_conv(x)
+    return moments
 
 
 def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
@@ -42,7 +45,8 @@ def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
         if block.upsamplers is not None:
             x = _resample(block.upsamplers[0], x)
     x = decoder.conv_out(_normalise_activate(decoder.norm_out, x))
-    return unpatchify(x, vae.config.patch_size or 1)
+    frames: Tensor = unpatchify(x, vae.config.patch_size or 1)
+    return frames
 
 
 def _to_channels_last(x: Tensor) -> Tensor:
@@ -54,10 +58,11 @@ def _layer(layer: nn.Module, x: Tensor) -> Tensor:
         return _residual(layer, x)
     if isinstance(layer, WanResample):
         return _resample(layer, x)
-    return layer(x)
+    output: Tensor = layer(x)
+    return output
 
 
-def _middle(block: nn.Module, x: Tensor) -> Tensor:
+def _middle(block: Any, x: Tensor) -> Tensor:
     x = _residual(block.resnets[0], x)
     for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
         x = _residual(resnet, attention(x))
@@ -67,10 +72,11 @@ def _middle(block: nn.Module, x: Tensor) -> Tensor:
 def _residual(block: WanResidualBlock, x: Tensor) -> Tensor:
     h = block.conv1(_normalise_activate(block.norm1, x))
     h = block.conv2(_normalise_activate(block.norm2, h))
-    return h + block.conv_shortcut(x)
+    output: Tensor = h + block.conv_shortcut(x)
+    return output
 
 
-def _normalise_activate(norm: nn.Module, x: Tensor) -> Tensor:
+def _normalise_activate(norm: Any, x: Tensor) -> Tensor:
     inverse = torch.rsqrt(x.float().square().sum(1, keepdim=True) + 1e-12).to(x.dtype)
     return F.silu(x * inverse * (norm.gamma * norm.scale).to(x.dtype))
 
@@ -89,7 +95,7 @@ def _resample(layer: WanResample, x: Tensor) -> Tensor:
         x = layer.resample[1](F.interpolate(x, scale_factor=2.0, mode="nearest-exact"))
     else:
         x = layer.resample(x)
-    x = x.unflatten(0, (batch, frames)).transpose(1, 2)
+    x = x.view(batch, frames, *x.shape[1:]).transpose(1, 2)
     if layer.mode == "downsample3d" and frames > 1:
         x = torch.cat([x[:, :, :1], layer.time_conv(x)], dim=2)
     return x
