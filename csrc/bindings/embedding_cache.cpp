@@ -64,15 +64,18 @@ void bind_embedding_cache(py::module_& module) {
       .def(py::init<std::int64_t>(), py::arg("capacity_bytes"))
       .def("get_or_compute", &get_or_compute, py::arg("key"), py::arg("compute"),
            "The array of `key` (read-only); compute() -> float32 array runs if it is absent and nobody computes it.")
-      .def("find", [](EmbeddingCache& self, const py::bytes& key) { return view_of(self.find(key)); },
-           py::arg("key"), "The array of `key`, or None; counts as a hit or a miss.")
-      .def("insert",
-           [](EmbeddingCache& self, const py::bytes& key, const FloatArray& value) {
-             return view_of(self.insert(key, entry_from(value)));
-           },
-           py::arg("key"), py::arg("value"), "Keep a copy of `value` and return it as a read-only array.")
-      .def("contains", [](const EmbeddingCache& self, const py::bytes& key) { return self.contains(key); },
-           py::arg("key"), "Whether `key` is held; counts nothing.")
+      .def(
+          "find", [](EmbeddingCache& self, const py::bytes& key) { return view_of(self.find(key)); }, py::arg("key"),
+          "The array of `key`, or None; counts as a hit or a miss.")
+      .def(
+          "insert",
+          [](EmbeddingCache& self, const py::bytes& key, const FloatArray& value) {
+            return view_of(self.insert(key, entry_from(value)));
+          },
+          py::arg("key"), py::arg("value"), "Keep a copy of `value` and return it as a read-only array.")
+      .def(
+          "contains", [](const EmbeddingCache& self, const py::bytes& key) { return self.contains(key); },
+          py::arg("key"), "Whether `key` is held; counts nothing.")
       .def("clear", &EmbeddingCache::clear)
       .def("set_capacity", &EmbeddingCache::set_capacity, py::arg("capacity_bytes"))
       .def_property_readonly("stats", &EmbeddingCache::stats);

@@ -13,8 +13,7 @@ namespace sora::bindings {
 // does that hands the same torch.Generator to every torch.randn.
 class NoiseGenerator {
  public:
-  NoiseGenerator(std::uint64_t seed, bool like_torch, int num_threads)
-      : seed_(seed), num_threads_(num_threads) {
+  NoiseGenerator(std::uint64_t seed, bool like_torch, int num_threads) : seed_(seed), num_threads_(num_threads) {
     if (like_torch) source_.emplace<core::TorchGenerator>(seed);
   }
 

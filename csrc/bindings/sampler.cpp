@@ -26,7 +26,8 @@ core::DType dtype_from(const std::string& name) {
   if (name == "float32") return core::DType::kFloat32;
   if (name == "float16") return core::DType::kFloat16;
   if (name == "bfloat16") return core::DType::kBFloat16;
-  throw std::invalid_argument("dtype = '" + name + "' is not one the sampler casts to; use float32, float16 or bfloat16");
+  throw std::invalid_argument("dtype = '" + name +
+                              "' is not one the sampler casts to; use float32, float16 or bfloat16");
 }
 
 // The memory of a C-contiguous array of n elements of `dtype` (bfloat16 as 2-byte items).
@@ -106,8 +107,8 @@ sampler::RunStatistics run(BoundSampler& bound, const py::function& denoiser, No
 
 void bind_sampler(py::module_& module) {
   using sampler::Row;
-  PYBIND11_NUMPY_DTYPE(Row, engine, evaluate, timestep, input_scale, guidance_scale, guidance_rescale, latents,
-                       output, history, noise, store_latents, store_output);
+  PYBIND11_NUMPY_DTYPE(Row, engine, evaluate, timestep, input_scale, guidance_scale, guidance_rescale, latents, output,
+                       history, noise, store_latents, store_output);
   module.attr("ROW_DTYPE") = py::dtype::of<Row>();
 
   py::class_<CancelToken>(module, "CancelToken", "Asks a running sampler to stop between two rows; thread-safe.")
@@ -126,8 +127,8 @@ void bind_sampler(py::module_& module) {
       .def(py::init(&make_sampler), py::arg("rows"), py::arg("latents"), py::kw_only(),
            py::arg("model_input") = py::none(), py::arg("conditional"), py::arg("unconditional") = py::none(),
            py::arg("input_dtype") = "float32", py::arg("output_dtype") = "float32", py::arg("num_threads") = 1)
-      .def("run", &run, py::arg("denoiser"), py::kw_only(), py::arg("noise") = nullptr,
-           py::arg("on_step") = py::none(), py::arg("cancel") = nullptr,
+      .def("run", &run, py::arg("denoiser"), py::kw_only(), py::arg("noise") = nullptr, py::arg("on_step") = py::none(),
+           py::arg("cancel") = nullptr,
            "Run all rows. denoiser(row, engine, timestep, unconditional) reads the model input and fills the\n"
            "branch's output buffer; on_step(rows_done) follows each row. Raises CancelledError between rows.");
 }

@@ -25,9 +25,7 @@ constexpr std::int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 
 
 SORA_HD float to_float(float value) { return value; }
 
-SORA_HD float to_float(BFloat16 value) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);
-}
+SORA_HD float to_float(BFloat16 value) { return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16); }
 
 SORA_HD float to_float(Half value) {
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000U) << 16;

@@ -15,9 +15,8 @@ void run_blocks(std::int64_t num_blocks, int num_threads, const void* body,
 // blocks do not share results is therefore independent of num_threads. The body must not throw.
 template <class Body>
 void parallel_for(std::int64_t num_blocks, int num_threads, const Body& body) {
-  detail::run_blocks(num_blocks, num_threads, &body, [](const void* self, std::int64_t block) {
-    (*static_cast<const Body*>(self))(block);
-  });
+  detail::run_blocks(num_blocks, num_threads, &body,
+                     [](const void* self, std::int64_t block) { (*static_cast<const Body*>(self))(block); });
 }
 
 }  // namespace sora::core

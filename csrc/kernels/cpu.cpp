@@ -8,8 +8,7 @@
 namespace sora::kernels {
 
 const KernelTable& SORA_TABLE(SORA_ISA)() {
-  static constexpr KernelTable table{&fused_step_impl, &prepare_input_impl, &moments_impl,
-                                     &frames_to_rgb8_impl};
+  static constexpr KernelTable table{&fused_step_impl, &prepare_input_impl, &moments_impl, &frames_to_rgb8_impl};
   return table;
 }
 

@@ -50,8 +50,8 @@ GuidanceMoments guidance_moments(const StepBuffers& buffers, float guidance_scal
   return sum;
 }
 
-void frames_to_rgb8(const float* frames, std::uint8_t* rgb8, std::int64_t num_frames,
-                    std::int64_t plane, int num_threads) {
+void frames_to_rgb8(const float* frames, std::uint8_t* rgb8, std::int64_t num_frames, std::int64_t plane,
+                    int num_threads) {
   kernels().frames_to_rgb8(frames, rgb8, num_frames, plane, num_threads);
 }
 

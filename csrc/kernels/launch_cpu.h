@@ -18,16 +18,15 @@
 namespace sora::kernels {
 namespace {
 
-inline constexpr std::int64_t kTile = 1024;          // floats; a handful of tiles fit 32 KiB
-inline constexpr std::int64_t kTilesPerBlock = 16;   // what a thread takes at once
+inline constexpr std::int64_t kTile = 1024;         // floats; a handful of tiles fit 32 KiB
+inline constexpr std::int64_t kTilesPerBlock = 16;  // what a thread takes at once
 // Above this many bytes a result is pushed past the caches: it would be evicted before it is read,
 // and a plain store would first fetch the line it overwrites.
 inline constexpr std::int64_t kStreamBytes = std::int64_t{4} << 20;
 
 // destination[i] = functor(sources[i]...) within a tile.
 template <class Functor, class... Sources>
-inline void map_tile(std::int64_t n, const Functor& functor, float* __restrict destination,
-                     const Sources*... sources) {
+inline void map_tile(std::int64_t n, const Functor& functor, float* __restrict destination, const Sources*... sources) {
   for (std::int64_t i = 0; i < n; ++i) destination[i] = functor(sources[i]...);
 }
 
@@ -45,8 +44,7 @@ inline void load_tile(std::int64_t n, const Stored* source, float* __restrict ti
   for (; i < n; ++i) tile[i] = core::to_float(source[i]);
 }
 
-inline void load_tile(std::int64_t n, const void* source, core::DType dtype, std::int64_t offset,
-                      float* tile) {
+inline void load_tile(std::int64_t n, const void* source, core::DType dtype, std::int64_t offset, float* tile) {
   switch (dtype) {
     case core::DType::kFloat32:
       std::memcpy(tile, static_cast<const float*>(source) + offset, static_cast<std::size_t>(n) * 4);
@@ -93,8 +91,8 @@ inline void cast_tile(std::int64_t n, const float* __restrict tile, Stored* __re
 }
 
 // destination[offset...] = cast(tile), in the storage type.
-inline void store_tile(std::int64_t n, const float* tile, void* destination, core::DType dtype,
-                       std::int64_t offset, bool stream) {
+inline void store_tile(std::int64_t n, const float* tile, void* destination, core::DType dtype, std::int64_t offset,
+                       bool stream) {
   alignas(64) std::uint8_t staged[kTile * 2];
   auto* out = static_cast<std::uint8_t*>(destination) + offset * core::size_of(dtype);
   switch (dtype) {

@@ -39,30 +39,30 @@ struct Accumulate {
 
 // Coefficients of one row in the kernels' precision; see sampler/program.h for their meaning.
 struct StepCoefficients {
-  bool guided;             // read the unconditional output and apply Guide
-  bool evaluated;          // read the conditional output at all
+  bool guided;     // read the unconditional output and apply Guide
+  bool evaluated;  // read the conditional output at all
   float guidance_scale;
-  float output_factor;     // guidance rescale (arXiv:2305.08891 eq. 16), 1 when off
+  float output_factor;  // guidance rescale (arXiv:2305.08891 eq. 16), 1 when off
   float latents;
   float output;
   float history[kMaxHistory];
   float noise;
   float store_latents;
   float store_output;
-  float input_scale;       // of the row that will read model_input
+  float input_scale;  // of the row that will read model_input
 };
 
 // Where a step reads and writes; every pointer addresses n elements, unused ones are null.
 struct StepBuffers {
   std::int64_t n;
-  float* latents;                     // read, then overwritten with the next latents
-  const void* conditional;            // output_dtype
-  const void* unconditional;          // output_dtype
+  float* latents;             // read, then overwritten with the next latents
+  const void* conditional;    // output_dtype
+  const void* unconditional;  // output_dtype
   core::DType output_dtype;
   const float* history[kMaxHistory];
   const float* noise;
-  float* store;                       // the new history entry; aliases no other buffer
-  void* model_input;                  // input_dtype; null when the denoiser reads `latents` itself
+  float* store;       // the new history entry; aliases no other buffer
+  void* model_input;  // input_dtype; null when the denoiser reads `latents` itself
   core::DType input_dtype;
 };
 
@@ -85,7 +85,7 @@ GuidanceMoments guidance_moments(const StepBuffers& buffers, float guidance_scal
 
 // frames float32 [3, num_frames, height, width] in [-1, 1] (clamped, NaN becomes 0) to
 // rgb8 uint8 [num_frames, height, width, 3], rounded to nearest even; plane = height * width.
-void frames_to_rgb8(const float* frames, std::uint8_t* rgb8, std::int64_t num_frames,
-                    std::int64_t plane, int num_threads);
+void frames_to_rgb8(const float* frames, std::uint8_t* rgb8, std::int64_t num_frames, std::int64_t plane,
+                    int num_threads);
 
 }  // namespace sora::kernels

@@ -8,8 +8,8 @@ namespace sora::kernels {
 namespace {
 
 // g of one tile: conditional output, guided and rescaled as the row says.
-inline void guided_tile(const StepBuffers& b, const StepCoefficients& k, std::int64_t offset,
-                        std::int64_t n, float* output, float* scratch) {
+inline void guided_tile(const StepBuffers& b, const StepCoefficients& k, std::int64_t offset, std::int64_t n,
+                        float* output, float* scratch) {
   load_tile(n, b.conditional, b.output_dtype, offset, output);
   if (k.guided) {
     load_tile(n, b.unconditional, b.output_dtype, offset, scratch);
@@ -78,8 +78,7 @@ struct Lanes {
   }
 };
 
-inline GuidanceMoments block_moments(const StepBuffers& b, float guidance_scale, std::int64_t begin,
-                                     std::int64_t end) {
+inline GuidanceMoments block_moments(const StepBuffers& b, float guidance_scale, std::int64_t begin, std::int64_t end) {
   Lanes conditional, conditional_squared, guided, guided_squared;
   for (std::int64_t offset = begin; offset < end; offset += kTile) {
     const std::int64_t n = std::min(kTile, end - offset);
@@ -103,11 +102,10 @@ inline GuidanceMoments block_moments(const StepBuffers& b, float guidance_scale,
   return {conditional.fold(), conditional_squared.fold(), guided.fold(), guided_squared.fold()};
 }
 
-inline void moments_impl(const StepBuffers& b, float guidance_scale, int num_threads,
-                         GuidanceMoments* partial, std::int64_t block_size, std::int64_t num_blocks) {
+inline void moments_impl(const StepBuffers& b, float guidance_scale, int num_threads, GuidanceMoments* partial,
+                         std::int64_t block_size, std::int64_t num_blocks) {
   core::parallel_for(num_blocks, num_threads, [&](std::int64_t block) {
-    partial[block] =
-        block_moments(b, guidance_scale, block * block_size, std::min(b.n, (block + 1) * block_size));
+    partial[block] = block_moments(b, guidance_scale, block * block_size, std::min(b.n, (block + 1) * block_size));
   });
 }
 
@@ -118,8 +116,8 @@ SORA_HD std::uint8_t to_rgb8(float value) {
   return static_cast<std::uint8_t>(std::bit_cast<std::uint32_t>(clamped + 12582912.0F) & 0xffU);
 }
 
-inline void frames_to_rgb8_impl(const float* frames, std::uint8_t* rgb8, std::int64_t num_frames,
-                                std::int64_t plane, int num_threads) {
+inline void frames_to_rgb8_impl(const float* frames, std::uint8_t* rgb8, std::int64_t num_frames, std::int64_t plane,
+                                int num_threads) {
   const std::int64_t channel = num_frames * plane;
   core::parallel_for((channel + kTile - 1) / kTile, num_threads, [&](std::int64_t block) {
     const std::int64_t end = std::min(channel, (block + 1) * kTile);

@@ -13,9 +13,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 // arXiv:2305.08891 eq. 15-16: the factor that brings the guided output back to the conditional one's spread.
 float rescale_factor(const kernels::GuidanceMoments& sums, std::int64_t n, double rescale) {
@@ -71,8 +69,7 @@ float* Sampler::keep_history_entry() {
   return history_[static_cast<std::size_t>(kept_++) % history_.size()].get();
 }
 
-void Sampler::evaluate(std::int64_t index, const Row& row, const Denoiser& denoiser,
-                       RunStatistics& statistics) const {
+void Sampler::evaluate(std::int64_t index, const Row& row, const Denoiser& denoiser, RunStatistics& statistics) const {
   if (!row.evaluates()) {
     statistics.skipped += row.guidance_scale != 1.0 ? 2 : 1;
     return;
@@ -93,8 +90,8 @@ void Sampler::step(std::int64_t index, const Row& row, const NoiseSource& noise)
   k.guidance_scale = static_cast<float>(row.guidance_scale);
   k.output_factor = 1.0F;
   if (row.guided() && row.guidance_rescale != 0.0) {
-    k.output_factor = rescale_factor(kernels::guidance_moments(b, k.guidance_scale, num_threads_), b.n,
-                                     row.guidance_rescale);
+    k.output_factor =
+        rescale_factor(kernels::guidance_moments(b, k.guidance_scale, num_threads_), b.n, row.guidance_rescale);
   }
   k.latents = static_cast<float>(row.latents);
   k.output = static_cast<float>(row.output);

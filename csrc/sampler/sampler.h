@@ -29,8 +29,8 @@ using OnStep = std::function<void(std::int64_t rows_done)>;
 // The caller's memory; it must outlive the sampler. All of n elements.
 struct SamplerBuffers {
   std::int64_t n;
-  float* latents;             // start noise in, clip latents out
-  void* model_input;          // null: the denoiser reads `latents` (float32, no input scale)
+  float* latents;     // start noise in, clip latents out
+  void* model_input;  // null: the denoiser reads `latents` (float32, no input scale)
   core::DType input_dtype;
   const void* conditional;    // the denoiser's output
   const void* unconditional;  // null when no row is guided
@@ -38,10 +38,10 @@ struct SamplerBuffers {
 };
 
 struct RunStatistics {
-  std::int64_t evaluations = 0;      // network calls; a guided row makes two
-  std::int64_t skipped = 0;          // network calls that full evaluation with guidance would have added
-  std::vector<double> row_seconds;   // wall time of each row, denoiser included
-  double kernel_seconds = 0;         // wall time of the sampler's own kernels over all rows
+  std::int64_t evaluations = 0;     // network calls; a guided row makes two
+  std::int64_t skipped = 0;         // network calls that full evaluation with guidance would have added
+  std::vector<double> row_seconds;  // wall time of each row, denoiser included
+  double kernel_seconds = 0;        // wall time of the sampler's own kernels over all rows
 };
 
 // Owns the history; all memory is taken in the constructor and none in run().

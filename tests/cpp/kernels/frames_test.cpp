@@ -13,7 +13,8 @@ TEST(rgb8_interleaves_channels_frame_by_frame) {
   const std::int64_t num_frames = 3;
   const std::int64_t plane = 1001;
   std::vector<float> frames(static_cast<std::size_t>(3 * num_frames * plane));
-  for (std::size_t i = 0; i < frames.size(); ++i) frames[i] = static_cast<float>(std::sin(static_cast<double>(i))) * 1.3F;
+  for (std::size_t i = 0; i < frames.size(); ++i)
+    frames[i] = static_cast<float>(std::sin(static_cast<double>(i))) * 1.3F;
   for (const int threads : {1, 3}) {
     std::vector<std::uint8_t> rgb8(frames.size(), 77);
     frames_to_rgb8(frames.data(), rgb8.data(), num_frames, plane, threads);

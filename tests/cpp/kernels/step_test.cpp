@@ -40,7 +40,8 @@ struct Stored {
 };
 
 Stored store(const std::vector<float>& values, DType dtype) {
-  Stored stored{std::vector<std::uint8_t>(values.size() * static_cast<std::size_t>(sora::core::size_of(dtype))), values};
+  Stored stored{std::vector<std::uint8_t>(values.size() * static_cast<std::size_t>(sora::core::size_of(dtype))),
+                values};
   for (std::size_t i = 0; i < values.size(); ++i) {
     if (dtype == DType::kFloat16) {
       Half half{};
@@ -87,9 +88,14 @@ struct Case {
   std::vector<std::uint8_t> model_input;
 
   Case(std::int64_t size, DType input, DType output, bool guided)
-      : n(size), input_dtype(input), output_dtype(output), latents(random_floats(size, 1)),
-        noise(random_floats(size, 2)), store_entry(static_cast<std::size_t>(size), NAN),
-        conditional(store(random_floats(size, 3), output)), unconditional(store(random_floats(size, 4), output)),
+      : n(size),
+        input_dtype(input),
+        output_dtype(output),
+        latents(random_floats(size, 1)),
+        noise(random_floats(size, 2)),
+        store_entry(static_cast<std::size_t>(size), NAN),
+        conditional(store(random_floats(size, 3), output)),
+        unconditional(store(random_floats(size, 4), output)),
         model_input(static_cast<std::size_t>(size * sora::core::size_of(input)), 0xff) {
     k = {guided, true, 4.5F, 1.0F, 0.9F, -0.3F, {}, 0.0F, 0.0F, 0.0F, 0.7F};
   }
@@ -125,7 +131,8 @@ struct Case {
       next += static_cast<double>(k.noise) * noise[i];
       CHECK_NEAR(latents[i], next, kFloatTolerance * 4);
       const double input = k.input_scale * next;
-      CHECK_NEAR(read(model_input, input_dtype, i), input, kFloatTolerance * 4 + half_ulp(input_dtype) * std::abs(input));
+      CHECK_NEAR(read(model_input, input_dtype, i), input,
+                 kFloatTolerance * 4 + half_ulp(input_dtype) * std::abs(input));
       if (buffers().store != nullptr) {
         CHECK_NEAR(store_entry[i], k.store_latents * x + k.store_output * g, kFloatTolerance * 4);
       }
@@ -141,7 +148,8 @@ TEST(step_plain_and_guided_in_every_dtype) {
   for (const DType input : kDTypes) {
     for (const DType output : kDTypes) {
       for (const bool guided : {false, true}) {
-        for (const std::int64_t n : {1, 7, 1023, 1024, 1025, 40000}) Case(n, input, output, guided).check_against_float64(2);
+        for (const std::int64_t n : {1, 7, 1023, 1024, 1025, 40000})
+          Case(n, input, output, guided).check_against_float64(2);
       }
     }
   }

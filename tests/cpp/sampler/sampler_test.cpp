@@ -64,7 +64,12 @@ struct Clip {
     for (std::size_t i = 0; i < latents.size(); ++i) latents[i] = static_cast<float>(std::cos(static_cast<double>(i)));
   }
   SamplerBuffers buffers() {
-    return {kSize, latents.data(), nullptr, sora::core::DType::kFloat32, conditional.data(), unconditional.data(),
+    return {kSize,
+            latents.data(),
+            nullptr,
+            sora::core::DType::kFloat32,
+            conditional.data(),
+            unconditional.data(),
             sora::core::DType::kFloat32};
   }
   Denoiser exact() {
