@@ -95,7 +95,7 @@ def run_ours(case: Case, num_threads: int) -> Callable[[], list[tuple[int, float
         model_input=model_input,
         conditional=conditional,
         unconditional=unconditional,
-        input_dtype=case.input_dtype,  # type: ignore[arg-type]
+        input_dtype=case.input_dtype,
         num_threads=num_threads,
     )
     sizes = [bytes_that_must_move(row, program, n, 2 if half else 0) for row in program.rows]

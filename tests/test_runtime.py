@@ -187,6 +187,10 @@ def test_threads_share_a_runtime(runtime: sora.Runtime, clip: sora.Clip) -> None
         thread.join()
     assert np.array_equal(clips[7].frames, clip.frames)
     assert not np.array_equal(clips[8].frames, clip.frames)
+    queued = sorted(clips[seed].receipt.seconds.queued for seed in (7, 8))
+    assert queued[1] > 0  # one waited for the other, and pays for its own work only
+    spent = [clips[seed].receipt.seconds for seed in (7, 8)]
+    assert all(s.total < s.queued + s.tokenize + s.text_encode + s.denoise + s.vae_decode + 0.5 for s in spent)
 
 
 def test_decoder_refuses_latents_of_another_shape(runtime: sora.Runtime, clip: sora.Clip) -> None:

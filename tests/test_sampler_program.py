@@ -163,7 +163,7 @@ def test_the_sampler_refuses_what_does_not_fit() -> None:
             latents,
             conditional=output,
             unconditional=output,
-            output_dtype="int8",  # type: ignore[arg-type]
+            output_dtype="int8",
         )
     lcm = program_of(WAN, "lcm", 2, Guidance(1.0))
     with pytest.raises(ValueError, match="no generator was given"):

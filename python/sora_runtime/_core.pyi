@@ -72,8 +72,8 @@ class Sampler:
         model_input: NDArray[Any] | None = None,
         conditional: NDArray[Any],
         unconditional: NDArray[Any] | None = None,
-        input_dtype: Literal["float32", "float16", "bfloat16"] = "float32",
-        output_dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        input_dtype: str = "float32",
+        output_dtype: str = "float32",
         num_threads: int = 1,
     ) -> None: ...
     def run(

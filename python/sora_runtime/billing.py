@@ -68,6 +68,7 @@ def write_receipt(
         embedding_cache=CacheRecord(hits=use.hits, misses=use.misses),
         seconds=Seconds(
             load=runtime.load_seconds,
+            queued=seconds["queued"],
             tokenize=use.tokenize_seconds,
             text_encode=use.encode_seconds,
             denoise=seconds["denoise"],

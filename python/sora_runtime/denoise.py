@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .engines.engine import Array, Binding, Engine
+from .engines.engine import Array, Binding, Engine, TensorSpec
 from .sampling.program import SamplerProgram
 
 
@@ -41,25 +41,27 @@ class Denoiser:
         self._engines = engines
         self._num_threads = num_threads
         inputs, outputs = engines[0].inputs, engines[0].outputs
-        # The engines read the latents where the sampler writes them: float32 needs no copy.
-        self._latents = _aligned(inputs["hidden_states"].shape)
+        self._input, self._output = inputs["hidden_states"], outputs["model_output"]
+        self._latents = _aligned(TensorSpec(self._input.shape, np.dtype(np.float32)))
+        # float32 engines read the latents where the sampler writes them: no copy.
+        shared = self._input.dtype == np.float32
+        self._model_input = None if shared else _aligned(self._input)
         self._timestep = inputs["timestep"].zeros()
         self._embeds = [inputs["encoder_hidden_states"].zeros() for _ in range(2)]
-        self._outputs = [_aligned(outputs["model_output"].shape) for _ in range(2)]
-        self._bindings: list[tuple[Binding, Binding]] = [
-            (self._bind(engine, self._latents, 0), self._bind(engine, self._latents, 1)) for engine in engines
-        ]
+        self._outputs = [_aligned(self._output) for _ in range(2)]
+        self._bindings = self._bind(self._latents if self._model_input is None else self._model_input)
         self._engine_seconds = 0.0
 
-    def _bind(self, engine: Engine, hidden_states: Array, branch: int) -> Binding:
-        return engine.bind(
-            {
-                "hidden_states": hidden_states,
-                "timestep": self._timestep,
-                "encoder_hidden_states": self._embeds[branch],
-                "model_output": self._outputs[branch],
-            }
-        )
+    def _bind(self, hidden_states: Array) -> list[list[Binding]]:
+        """Every engine tied to the buffers of both branches: [engine][unconditional]."""
+        common = {"hidden_states": hidden_states, "timestep": self._timestep}
+        return [
+            [
+                engine.bind({**common, "encoder_hidden_states": embeds, "model_output": output})
+                for embeds, output in zip(self._embeds, self._outputs, strict=True)
+            ]
+            for engine in self._engines
+        ]
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -77,13 +79,10 @@ class Denoiser:
         cancel: _core.CancelToken | None,
     ) -> DenoiseResult:
         """Run a program from unit noise `start` (float32, `latent_shape`) to clip latents (a new array)."""
-        bindings = self._bindings
-        model_input = None
-        if np.any(program.rows["input_scale"] != 1.0):
-            model_input = _aligned(self._latents.shape)
-            bindings = [
-                (self._bind(engine, model_input, 0), self._bind(engine, model_input, 1)) for engine in self._engines
-            ]
+        if self._model_input is None and np.any(program.rows["input_scale"] != 1.0):
+            # From now on the engines read a scaled copy.
+            self._model_input = _aligned(self._input)
+            self._bindings = self._bind(self._model_input)
         np.multiply(start, np.float32(program.initial_scale), out=self._latents)
         np.copyto(self._embeds[0], embeddings.conditional)
         if embeddings.unconditional is not None:
@@ -93,15 +92,17 @@ class Denoiser:
         def evaluate(_row: int, engine: int, timestep: float, unconditional: bool) -> None:
             self._timestep[:] = timestep
             started = time.perf_counter()
-            bindings[engine][unconditional].run()
+            self._bindings[engine][unconditional].run()
             self._engine_seconds += time.perf_counter() - started
 
         sampler = _core.Sampler(
             program.rows,
             self._latents,
-            model_input=model_input,
+            model_input=self._model_input,
             conditional=self._outputs[0],
             unconditional=self._outputs[1],
+            input_dtype=self._input.dtype.name,
+            output_dtype=self._output.dtype.name,
             num_threads=self._num_threads,
         )
         statistics = sampler.run(evaluate, noise=noise, on_step=on_step, cancel=cancel)
@@ -113,9 +114,9 @@ class Denoiser:
             engine.close()
 
 
-def _aligned(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """A float32 array on a 64-byte boundary, as the sampler's vector stores like it."""
-    size = int(np.prod(shape)) * 4
+def _aligned(spec: TensorSpec) -> Array:
+    """An uninitialised array on a 64-byte boundary, as the sampler's vector stores like it."""
+    size = int(np.prod(spec.shape)) * spec.dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
     offset = -raw.ctypes.data % 64
-    return raw[offset : offset + size].view(np.float32).reshape(shape)
+    return raw[offset : offset + size].view(spec.dtype).reshape(spec.shape)

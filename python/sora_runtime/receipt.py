@@ -81,9 +81,13 @@ class CacheRecord(_Record):
 
 
 class Seconds(_Record):
-    """Wall time by stage; `total` is from request to the last decoded (and, if saved, encoded) frame."""
+    """Wall time by stage; `total` is from request to the last decoded (and, if saved, encoded) frame.
 
-    load: float | None  # of the bundle and its engines, once per runtime; not part of total
+    Neither `load` nor `queued` is part of the total: no clip pays for what another one did.
+    """
+
+    load: float | None  # of the bundle and its engines, once per runtime
+    queued: float  # waiting for other threads' clips on the same runtime
     tokenize: float
     text_encode: float
     denoise: float

@@ -174,10 +174,11 @@ class Runtime:
         report = on_progress or (lambda _stage, _done, _total: None)
         start = time.perf_counter()
         embeddings, use = self._embed(resolved, program, report)
+        asked = time.perf_counter()
         with self._lock:
-            waited = time.perf_counter()
+            granted = time.perf_counter()
             stages = self._stages_of(resolved.bucket)
-            loading = use.load_seconds + time.perf_counter() - waited
+            loading = use.load_seconds + time.perf_counter() - granted
             self.load_seconds += loading
             denoised, seconds = self._denoise(stages, resolved, program, embeddings, report, cancel)
             decode_before = stages.decoder.seconds
@@ -191,9 +192,10 @@ class Runtime:
             denoised,
             graphs=stages.graphs,
             seconds={
+                "queued": granted - asked,
                 "denoise": seconds,
                 "vae_decode": decode_seconds,
-                "total": time.perf_counter() - start - loading,
+                "total": time.perf_counter() - start - loading - (granted - asked),
             },
             engine_seconds=use.engine_seconds + denoised.engine_seconds + decode_engine_seconds,
         )

@@ -155,7 +155,7 @@ def test_runs_resume_and_leave_no_pickle(tmp_path: Path, capsys: pytest.CaptureF
     train_transformer.main([*run, "--statistics-clips", "2"])
     train_transformer.main([*run, "--statistics-clips", "2", "--resume"])
     assert capsys.readouterr().out.count("held out (1 prompts") == 2
-    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
 
 
 def test_prompts_are_zero_beyond_their_tokens() -> None:

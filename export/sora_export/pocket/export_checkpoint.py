@@ -16,14 +16,15 @@ from transformers import UMT5EncoderModel
 
 from sora_export.pocket import checkpoint
 from sora_export.pocket.models import build_text_encoder, build_transformer
-from sora_export.pocket.tokenizer import save_tokenizer, train_tokenizer
+from sora_export.pocket.tokenizer import load_or_train_tokenizer, save_tokenizer
 from sora_export.pocket.train_transformer import CHECKPOINT, load_vae
 
 
 def load_transformer(folder: Path, heads: int, layers: int) -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
     """The averaged transformer and text encoder that `train_transformer` left in `folder`."""
     transformer = build_transformer(heads=heads, num_layers=layers)
-    text_encoder = build_text_encoder(train_tokenizer().get_vocab_size())
+    tokenizer = load_or_train_tokenizer(folder)
+    text_encoder = build_text_encoder(tokenizer.get_vocab_size())
     checkpoint.load(folder / CHECKPOINT, {"transformer": transformer, "text_encoder": text_encoder}, {})
     return transformer.eval(), text_encoder.eval()
 
@@ -36,7 +37,7 @@ def export(options: argparse.Namespace) -> None:
     vae.save_pretrained(out / "vae", safe_serialization=True)
     transformer.save_pretrained(out / "transformer", safe_serialization=True)
     text_encoder.save_pretrained(out / "text_encoder", safe_serialization=True)
-    save_tokenizer(out / "tokenizer")
+    save_tokenizer(load_or_train_tokenizer(Path(options.transformer)), out / "tokenizer")
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=options.flow_shift
     )
@@ -54,6 +55,8 @@ def export(options: argparse.Namespace) -> None:
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    for path in out.rglob("*.safetensors"):
+        path.chmod(0o644)
     size = sum(path.stat().st_size for path in out.rglob("*.safetensors"))
     print(f"{out}: {size / 1e6:.1f} MB of weights")
 

@@ -34,6 +34,6 @@ class PromptEncoder(nn.Module):
 
     def _lookup(self, prompt: str) -> list[int]:
         if prompt not in self._ids:
-            ids = self.tokenizer.encode(prompt).ids
-            self._ids[prompt] = [*ids[: MAX_SEQUENCE_LENGTH - 1], 1]
+            ids = self.tokenizer.encode(prompt).ids  # ends in </s>, which a cut must keep
+            self._ids[prompt] = ids if len(ids) <= MAX_SEQUENCE_LENGTH else [*ids[: MAX_SEQUENCE_LENGTH - 1], ids[-1]]
         return self._ids[prompt]

@@ -45,7 +45,10 @@ def train_tokenizer(vocab_size: int = 400) -> Tokenizer:
         initial_alphabet=list(_LETTERS),
     )
     learner.train_from_iterator(all_captions(), trainer)
-    pieces = [(piece, score) for piece, score in json.loads(learner.to_str())["model"]["vocab"]]
+    learnt = json.loads(learner.to_str())["model"]["vocab"]
+    # the trainer sums in an order of its own: rounding and sorting make equal runs give equal ids
+    learnt = [(piece, round(score, 1)) for piece, score in learnt[len(_SPECIAL) :]]
+    pieces = [(piece, 0.0) for piece in _SPECIAL] + sorted(learnt, key=lambda pair: (-pair[1], pair[0]))
     words = {f"▁{word}" for text in all_captions() for word in text.lower().replace(",", "").split(" ")}
     known = {piece for piece, _ in pieces}
     worst = min(score for _, score in pieces)
@@ -65,10 +68,22 @@ def train_tokenizer(vocab_size: int = 400) -> Tokenizer:
     return tokenizer
 
 
-def save_tokenizer(folder: Path) -> None:
+def load_or_train_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of the training run in `folder`; trained and kept there at the run's beginning.
+
+    Ids must not change between a run, its resumption and the export of its weights.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        train_tokenizer().save(str(path))
+    return Tokenizer.from_file(str(path))
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write `tokenizer.json` and the configuration that AutoTokenizer reads."""
     folder.mkdir(parents=True, exist_ok=True)
-    train_tokenizer().save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": "<pad>",

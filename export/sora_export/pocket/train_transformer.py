@@ -37,7 +37,7 @@ from sora_export.pocket.optim import Optimiser, WeightAverage
 from sora_export.pocket.pace import ThreadPace
 from sora_export.pocket.render import to_uint8
 from sora_export.pocket.text import PromptEncoder
-from sora_export.pocket.tokenizer import train_tokenizer
+from sora_export.pocket.tokenizer import load_or_train_tokenizer
 
 CHECKPOINT = "transformer.safetensors"
 CAPTION_DROPOUT = 0.1
@@ -55,7 +55,7 @@ def load_vae(folder: Path, device: str = "cpu", clips: int = 256) -> Autoencoder
 
 def build_models(options: argparse.Namespace) -> tuple[WanTransformer3DModel, PromptEncoder]:
     """Untrained transformer, whose output starts at zero, and prompt encoder."""
-    tokenizer = train_tokenizer()
+    tokenizer = load_or_train_tokenizer(Path(options.out))
     transformer = build_transformer(heads=options.heads, num_layers=options.layers)
     torch.nn.init.zeros_(transformer.proj_out.weight)
     torch.nn.init.zeros_(transformer.proj_out.bias)

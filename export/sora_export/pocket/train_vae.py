@@ -99,6 +99,12 @@ def main(arguments: list[str] | None = None) -> None:
     average = WeightAverage(vae, 0.998)
     path = Path(options.out) / CHECKPOINT
     before = checkpoint.load(path, {"vae": vae}, {"vae": average}) if options.resume else 0.0
+    if options.decoder_only:
+        # the latents that the transformer knows are those of the averaged encoder
+        average.swap()
+        average = WeightAverage(vae, average.decay)
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     optimiser = Optimiser([vae], options.lr, plain=("conv_in", "conv_out"))
     rng = random.Random(options.seed + int(before))
     generator = torch.Generator().manual_seed(options.seed + int(before))
@@ -151,6 +157,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, required=True, help="training time of this run")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
+    parser.add_argument("--decoder-only", action="store_true", help="leave the latents as they are")
     parser.add_argument("--batch", type=int, default=4, help="clips of 25 frames in a step")
     parser.add_argument("--size", type=int, default=64, help="height and width in pixels")
     parser.add_argument("--lr", type=float, default=2e-3)
