@@ -43,9 +43,10 @@ format: $(VENV)/.test
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The base install: no torch, no diffusers.
+# The base install: no torch, no diffusers. Where the tests are installed, their editable one serves.
 $(VENV)/.run: $(SOURCES) | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check .
+	$(BIN)/pip install --quiet --disable-pip-version-check \
+	  $$(test -e $(VENV)/.test && echo '--editable .[test,export]' || echo .)
 	@mkdir -p out && touch $@
 
 # Editable, with what the tests and the export need.

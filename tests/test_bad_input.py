@@ -16,22 +16,32 @@ NAN = float("nan")
     ("fields", "message"),
     [
         ({"prompt": "   "}, "the prompt is empty"),
+        ({"prompt": "&nbsp;"}, "the prompt is empty"),
+        ({"prompt": None}, "prompt is a NoneType; pass a string"),
+        ({"prompt": "a \udc80 circle"}, "no Unicode text"),
+        ({"negative_prompt": 3}, "negative_prompt is a int; pass a string"),
         ({"prompt": "red " * 600}, "tokens and the model takes"),
-        ({"negative_prompt": "blue " * 600}, "tokens and the model takes"),
+        ({"negative_prompt": "blue " * 600}, "the negative_prompt has .* tokens and the model takes"),
         ({"height": 1080, "width": 1920}, "1920x1080 with .* has no graph in 'wan-pocket'; use one of: "),
         ({"num_frames": 24}, "24 frames has no graph"),
         ({"num_inference_steps": 0}, "num_inference_steps = 0 is out of range"),
         ({"num_inference_steps": -3}, "num_inference_steps = -3"),
-        ({"guidance_scale": NAN}, "guidance_scale = nan is no finite number; use 1"),
+        ({"guidance_scale": NAN}, "guidance_scale = nan is out of range"),
+        ({"guidance_scale": 1e300}, r"guidance_scale = 1e\+300 is out of range"),
+        ({"guidance_scale": "5"}, "guidance_scale = '5' is no number"),
+        ({"guidance_scale_2": 3.0}, "needs a model with two transformers"),
         ({"guidance_scale": float("inf")}, "guidance_scale = inf"),
-        ({"guidance_rescale": 2.0}, "guidance_rescale = 2.0 is not in 0 to 1"),
+        ({"guidance_rescale": 2.0}, "guidance_rescale = 2 is out of range; use 0 to 1"),
         ({"guidance_rescale": NAN}, "guidance_rescale = nan"),
-        ({"fps": 0.0}, "fps = 0.0 is out of range"),
+        ({"fps": 0.0}, "fps = 0 is out of range; use 1 to 240"),
+        ({"fps": 0.5}, "fps = 0.5 is out of range"),
         ({"seed": -1}, "seed = -1 is out of range"),
+        ({"seed": 1.5}, "seed = 1.5 is no whole number"),
         ({"rng": "dice"}, "rng = 'dice' is unknown; use philox or torch"),
         ({"solver": "magic"}, "solver 'magic' is unknown; use one of"),
         ({"solver": "ddim"}, "use euler"),
-        ({"price_per_hour": -1.0}, "price_per_hour = -1.0"),
+        ({"price_per_hour": -1.0}, "price_per_hour = -1 is out of range"),
+        ({"latents": "abc"}, "latents are no array of numbers"),
         ({"latents": np.zeros((1, 2, 3), np.float32)}, r"latents have the shape \[1, 2, 3\]; use \[1, "),
         ({"steps": 5}, "'steps' is no field of a request; use .*num_inference_steps"),
     ],
@@ -50,9 +60,21 @@ def test_latents_that_are_not_finite_are_refused(runtime: sora.Runtime, clip: so
         runtime.generate(PROMPT, latents=latents)
 
 
-def test_threads_below_one_are_refused() -> None:
-    with pytest.raises(sora.InvalidRequest, match="num_threads = 0"):
-        sora.Runtime.load("wan-pocket", num_threads=0)
+def test_latents_that_overflow_are_an_engine_error(runtime: sora.Runtime, clip: sora.Clip) -> None:
+    huge = np.full_like(clip.latents, 3e38)
+    with pytest.raises(sora.EngineError, match="hold NaN or infinity; lower guidance_scale"):
+        runtime.generate(PROMPT, latents=huge, num_inference_steps=2, guidance_scale=7.0)
+
+
+@pytest.mark.parametrize("num_threads", [0, -2, 100_000])
+def test_threads_out_of_range_are_refused(num_threads: int) -> None:
+    with pytest.raises(sora.InvalidRequest, match=f"num_threads = {num_threads} is out of range"):
+        sora.Runtime.load("wan-pocket", num_threads=num_threads)
+
+
+def test_numbers_of_numpy_are_numbers(runtime: sora.Runtime) -> None:
+    clip = runtime.generate(PROMPT, num_inference_steps=np.int64(1), guidance_scale=np.float32(2), seed=np.uint8(3))
+    assert clip.receipt.request.num_inference_steps == 1 and clip.receipt.request.guidance_scale == 2.0
 
 
 WAN = Strides(latent_channels=16, spatial_stride=8, temporal_stride=4, patch_size=(1, 2, 2))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import sora_runtime as sora
-from sora_runtime import bundle as bundle_module
+from sora_runtime import verify
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def test_one_flipped_bit_is_refused(copy: Path) -> None:
 
 def test_files_are_hashed_once_and_always_on_demand(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
-    original = bundle_module.sha256_of
-    monkeypatch.setattr(bundle_module, "sha256_of", lambda path: hashed.append(path) or original(path))
+    original = verify.sha256_of
+    monkeypatch.setattr(verify, "sha256_of", lambda path: hashed.append(path) or original(path))
     files = len(sora.Bundle.load(copy).manifest.files)
     assert len(hashed) == files
     sora.Bundle.load(copy)
@@ -133,7 +133,68 @@ def test_a_damaged_graph_with_a_right_hash_is_an_engine_error(copy: Path) -> Non
     data = json.loads((copy / "bundle.json").read_text())
     graph = data["components"]["transformer"]["buckets"][0]["graph"]
     (copy / graph).write_bytes(b"not a graph")
-    data["files"][graph] = {"sha256": bundle_module.sha256_of(copy / graph), "size": 11}
+    data["files"][graph] = {"sha256": verify.sha256_of(copy / graph), "size": 11}
     (copy / "bundle.json").write_text(json.dumps(data))
     with pytest.raises(sora.EngineError, match="cannot load"):
         sora.Runtime.load(copy).generate("a red circle", num_inference_steps=1)
+
+
+def test_weights_that_change_after_loading_are_refused(copy: Path) -> None:
+    runtime = sora.Runtime.load(copy)
+    flip_a_bit(weights_of(copy))
+    with pytest.raises(sora.BundleError, match="does not match its sha256"):
+        runtime.generate("a red circle", num_inference_steps=1)
+
+
+def test_a_graph_names_the_weights_it_points_into(copy: Path) -> None:
+    manifest = sora.Bundle.load(copy).manifest
+    graph = manifest.components.transformer.buckets[0].graph
+    assert manifest.files[graph].data == ["transformer/diffusion_pytorch_model.safetensors"]
+
+
+def test_facts_that_do_not_fit_the_graphs_are_refused(copy: Path) -> None:
+    data = json.loads((copy / "bundle.json").read_text())
+    data["facts"]["latent_channels"] += 1
+    (copy / "bundle.json").write_text(json.dumps(data))
+    with pytest.raises(sora.BundleError, match=r"the facts of bundle\.json say"):
+        sora.Runtime.load(copy).generate("a red circle", num_inference_steps=1)
+
+
+@pytest.mark.parametrize(("text", "message"), [("[" * 200_000, "cannot be read"), ("[]", "bundle schema None")])
+def test_odd_json_is_refused(copy: Path, text: str, message: str) -> None:
+    (copy / "bundle.json").write_text(text)
+    with pytest.raises(sora.BundleError, match=message):
+        sora.Bundle.load(copy)
+
+
+def test_a_patch_of_zero_is_refused(copy: Path) -> None:
+    data = json.loads((copy / "bundle.json").read_text())
+    data["facts"]["patch_size"] = [0, 0, 0]
+    (copy / "bundle.json").write_text(json.dumps(data))
+    with pytest.raises(sora.BundleError, match="patch_size"):
+        sora.Bundle.load(copy)
+
+
+def test_a_bare_name_is_the_shipped_model_and_a_path_is_a_path(
+    copy: Path, runtime: sora.Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy.rename(copy.parent / "wan-pocket")
+    monkeypatch.chdir(copy.parent)
+    assert sora.Bundle.load("wan-pocket").root == runtime.bundle.root
+    assert sora.Bundle.load("./wan-pocket").root == (copy.parent / "wan-pocket").resolve()
+
+
+def test_an_overlong_name_and_an_unknown_mode_are_refused() -> None:
+    with pytest.raises(sora.BundleError, match="cannot be opened"):
+        sora.Bundle.load("x" * 300)
+    with pytest.raises(sora.InvalidRequest, match="verify = 'sometimes'"):
+        sora.Bundle.load("wan-pocket", verify="sometimes")  # type: ignore[arg-type]
+
+
+def test_no_home_folder_costs_only_the_hashing(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert sora.Bundle.load(copy).name == "wan-pocket"

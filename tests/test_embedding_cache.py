@@ -1,7 +1,10 @@
 """The embedding cache through its binding, and the folder behind it."""
 
+import hashlib
+import os
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +70,9 @@ def test_what_is_handed_out_is_read_only_and_outlives_eviction() -> None:
 def test_store_returns_what_was_kept(tmp_path: Path) -> None:
     store = EmbeddingStore(tmp_path / "new" / "folder")
     value = np.random.default_rng(0).standard_normal((1, 7, 5)).astype(np.float32)
-    assert store.read(b"key") is None
+    assert store.read(b"key", value.shape) is None
     store.write(b"key", value)
-    read = EmbeddingStore(tmp_path / "new" / "folder").read(b"key")
+    read = EmbeddingStore(tmp_path / "new" / "folder").read(b"key", value.shape)
     assert read is not None and np.array_equal(read, value)
 
 
@@ -79,7 +82,69 @@ def test_a_damaged_file_counts_as_absent(tmp_path: Path, damage: object) -> None
     store.write(b"key", array(1.0))
     (file,) = tmp_path.glob("*.embed")
     file.write_bytes(damage(file.read_bytes()))  # type: ignore[operator]
-    assert store.read(b"key") is None
+    assert store.read(b"key", (1, 256)) is None
+
+
+@pytest.mark.parametrize("shape", [(256,), (256, 1), (1, 255), (1, 257), (1, 1, 256), ()])
+def test_another_shape_counts_as_absent(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    store = EmbeddingStore(tmp_path)
+    store.write(b"key", array(1.0))
+    assert store.read(b"key", shape) is None
+    assert store.read(b"key", (1, 256)) is not None
+
+
+@pytest.mark.parametrize("payload", [-4, 4])
+def test_a_shape_that_does_not_fit_the_payload_counts_as_absent(tmp_path: Path, payload: int) -> None:
+    store = EmbeddingStore(tmp_path)
+    store.write(b"key", array(1.0))
+    (file,) = tmp_path.glob("*.embed")
+    body = file.read_bytes()[40:]
+    body = body[:payload] if payload < 0 else body + bytes(payload)
+    file.write_bytes(b"SORAEMB1" + hashlib.sha256(body).digest() + body)  # the hash is right
+    assert store.read(b"key", (1, 256)) is None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_interrupted_write_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    partial = []
+
+    def interrupted(self: Path, _: Path) -> None:
+        partial.append(self.exists())
+        raise error
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt) if error is KeyboardInterrupt else nullcontext():
+        EmbeddingStore(tmp_path).write(b"key", array(1.0))
+    assert partial == [True], "there must have been a file for this test to mean anything"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_killed_writers_go_after_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = EmbeddingStore(tmp_path)
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError))
+        killed.setattr(Path, "unlink", lambda *_, **__: None)
+        store.write(b"old", array(1.0))
+        (old,) = tmp_path.iterdir()
+        store.write(b"new", array(1.0))
+    (new,) = set(tmp_path.iterdir()) - {old}
+    os.utime(old, (time.time() - 3700, time.time() - 3700))
+    (tmp_path / "foreign").write_text("")
+    os.utime(tmp_path / "foreign", (0, 0))
+    store.write(b"key", array(1.0))
+    assert {path.name for path in tmp_path.iterdir()} == {new.name, "foreign", f"{b'key'.hex()}.embed"}
+
+
+def test_a_store_whose_times_cannot_be_set_still_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    EmbeddingStore(tmp_path).write(b"key", array(1.0))
+
+    def refused(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert EmbeddingStore(tmp_path).read(b"key", (1, 256)) is not None
 
 
 def test_store_is_bounded(tmp_path: Path) -> None:
@@ -87,11 +152,11 @@ def test_store_is_bounded(tmp_path: Path) -> None:
     for i in range(5):
         store.write(bytes([i]), array(float(i)))
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 3000
-    assert store.read(bytes([4])) is not None and store.read(bytes([0])) is None
+    assert store.read(bytes([4]), (1, 256)) is not None and store.read(bytes([0]), (1, 256)) is None
 
 
 def test_a_store_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = EmbeddingStore(tmp_path / "file" / "folder")
     store.write(b"key", array(1.0))
-    assert store.read(b"key") is None
+    assert store.read(b"key", (1, 256)) is None

@@ -20,10 +20,10 @@ CSRC = {
 # The rank of each module or package of sora_runtime; it may import lower ranks and its own.
 RANKS = [
     {"errors", "_core"},
-    {"geometry", "machine", "output"},
-    {"bundle", "receipt"},
+    {"geometry", "machine", "output", "verify"},
+    {"bundle", "receipt", "turns"},
     {"engines"},
-    {"embedding_store", "sampling", "request", "video"},
+    {"embedding_store", "sampling", "request", "video", "clip"},
     {"text", "decode", "denoise"},
     {"stages"},
     {"billing"},
@@ -44,19 +44,12 @@ def module_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Absolute names of what a file imports, outside of `if TYPE_CHECKING`."""
+    """Absolute names of what a file imports."""
     package = path.relative_to(ROOT / ("python" if path in PYTHON else "export")).parent.parts
     found: set[str] = set()
     tree = ast.parse(path.read_text())
-    typing_only = {
-        node.lineno
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
-        for node in ast.walk(block)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-    }
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Import | ast.ImportFrom) or node.lineno in typing_only:
+        if not isinstance(node, ast.Import | ast.ImportFrom):
             continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}

@@ -44,7 +44,9 @@ def scheduler_of(solver: str, shift: float) -> Any:
 
 
 def embeds(runtime: sora.Runtime, prompt: str) -> torch.Tensor:
-    return torch.from_numpy(runtime.text_encoder(prompt, TextUse()).copy())
+    use = TextUse()
+    ids = runtime.text_encoder.tokenize(prompt, "prompt", use)
+    return torch.from_numpy(runtime.text_encoder.embed(ids, use).copy())
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

@@ -3,7 +3,10 @@
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -12,6 +15,7 @@ import torch
 
 import sora_runtime as sora
 from prompts import PROMPT
+from sora_runtime import _core
 from sora_runtime.decode import ChunkDecoder
 from sora_runtime.denoise import Denoiser
 
@@ -63,16 +67,33 @@ def test_price_is_stated_or_default(runtime: sora.Runtime) -> None:
 
 
 def test_save_writes_the_frames_and_completes_the_receipt(clip: sora.Clip, tmp_path: Path) -> None:
-    total = clip.receipt.seconds.total
-    clip.save(tmp_path / "clip.mp4")
-    with av.open(str(tmp_path / "clip.mp4")) as container:
+    saved = replace(clip, receipt=clip.receipt.model_copy(deep=True))
+    total = saved.receipt.seconds.total
+    for _ in range(2):  # a second file replaces the first in the bill
+        saved.save(tmp_path / "clip.MP4")
+        encode = saved.receipt.seconds.encode_mp4
+        assert encode is not None and encode > 0
+        assert saved.receipt.seconds.total == pytest.approx(total + encode)
+    with av.open(str(tmp_path / "clip.MP4")) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     error = np.mean((np.stack(frames).astype(float) - clip.frames) ** 2)
     assert 10 * np.log10(255**2 / error) > 25  # 4:2:0 chroma and crf 18 on hard edges
-    assert clip.receipt.seconds.encode_mp4 is not None
-    assert clip.receipt.seconds.total == pytest.approx(total + clip.receipt.seconds.encode_mp4)
+    saved.save(tmp_path / "clip.gif")
+    assert (tmp_path / "clip.gif").read_bytes()[:3] == b"GIF"
     with pytest.raises(sora.InvalidRequest, match=r"\.mp4"):
-        clip.save(tmp_path / "clip.avi")
+        saved.save(tmp_path / "clip.avi")
+
+
+def test_hashes_name_what_ran_for_this_clip() -> None:
+    runtime = sora.Runtime.load("wan-pocket", num_threads=2)
+    cold = runtime.generate(PROMPT, num_inference_steps=1).receipt.hashes
+    hot = runtime.generate(PROMPT, num_inference_steps=1).receipt.hashes
+    encoder = runtime.bundle.manifest.components.text_encoder.graph
+    assert encoder in cold.graphs and encoder not in hot.graphs
+    assert any("text_encoder" in name for name in cold.weights)
+    assert not any("text_encoder" in name for name in hot.weights)
+    assert any("transformer" in name for name in hot.weights) and any("vae" in name for name in hot.weights)
+    assert cold.prompt_embeds == hot.prompt_embeds and set(hot.prompt_embeds) == {"prompt", "negative_prompt"}
 
 
 def test_second_prompt_does_not_run_the_text_encoder() -> None:
@@ -174,23 +195,86 @@ def test_an_exception_of_the_caller_passes_through(runtime: sora.Runtime) -> Non
         runtime.generate(PROMPT, num_inference_steps=5, on_progress=interrupt)
 
 
-def test_threads_share_a_runtime(runtime: sora.Runtime, clip: sora.Clip) -> None:
+def test_threads_share_a_runtime_and_pay_for_their_own_work(runtime: sora.Runtime, clip: sora.Clip) -> None:
+    """Thread A holds the engines until told; B waits at least that long and is not billed for it."""
     clips: dict[int, sora.Clip] = {}
+    holding, release = threading.Event(), threading.Event()
 
-    def make(seed: int) -> None:
-        clips[seed] = runtime.generate(PROMPT, seed=seed, num_inference_steps=4)
+    def hold(stage: str, done: int, _total: int) -> None:
+        if stage == "denoise" and done == 1:
+            holding.set()
+            release.wait(30)
 
-    threads = [threading.Thread(target=make, args=(seed,)) for seed in (7, 8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    def make(seed: int, on_progress: Any = None) -> None:
+        clips[seed] = runtime.generate(PROMPT, seed=seed, num_inference_steps=4, on_progress=on_progress)
+
+    a = threading.Thread(target=make, args=(7, hold))
+    a.start()
+    assert holding.wait(30)
+    b = threading.Thread(target=make, args=(8,))
+    start = time.perf_counter()
+    b.start()
+    time.sleep(0.5)
+    held = time.perf_counter() - start
+    release.set()
+    a.join()
+    b.join()
     assert np.array_equal(clips[7].frames, clip.frames)
     assert not np.array_equal(clips[8].frames, clip.frames)
-    queued = sorted(clips[seed].receipt.seconds.queued for seed in (7, 8))
-    assert queued[1] > 0  # one waited for the other, and pays for its own work only
-    spent = [clips[seed].receipt.seconds for seed in (7, 8)]
-    assert all(s.total < s.queued + s.tokenize + s.text_encode + s.denoise + s.vae_decode + 0.5 for s in spent)
+    seconds = clips[8].receipt.seconds
+    assert seconds.queued >= 0.5 * held
+    parts = seconds.tokenize + seconds.text_encode + seconds.denoise + seconds.vae_decode
+    assert seconds.total - parts < 0.5 * seconds.queued
+
+
+def test_a_cancelled_request_leaves_the_queue(runtime: sora.Runtime) -> None:
+    token, raised = sora.CancelToken(), []
+
+    def queued() -> None:
+        try:
+            runtime.generate(PROMPT, num_inference_steps=1, cancel=token)
+        except sora.Cancelled as error:
+            raised.append(str(error))
+
+    thread = threading.Thread(target=queued)
+
+    def hold(stage: str, done: int, _total: int) -> None:
+        if stage == "denoise" and done == 1:
+            thread.start()
+            token.cancel()
+            thread.join(30)
+            assert raised, "it must leave while this clip still holds the engines"
+
+    runtime.generate(PROMPT, num_inference_steps=1, on_progress=hold)
+    assert raised and "cancelled" in raised[0]
+
+
+def test_a_callback_that_calls_back_is_refused_not_deadlocked(runtime: sora.Runtime) -> None:
+    def again(_rgb8: object) -> None:
+        runtime.generate(PROMPT, num_inference_steps=1)
+
+    with pytest.raises(sora.InvalidRequest, match="from a callback"):
+        runtime.generate(PROMPT, num_inference_steps=1, on_frames=again)
+    assert runtime.generate(PROMPT, num_inference_steps=1).frames.any()
+
+
+def test_a_closed_runtime_says_so() -> None:
+    with sora.Runtime.load("wan-pocket", num_threads=2) as runtime:
+        runtime.generate(PROMPT, num_inference_steps=1)
+    runtime.close()  # again
+    with pytest.raises(sora.EngineError, match="was closed"):
+        runtime.generate(PROMPT, num_inference_steps=1)
+
+
+def test_given_noise_keeps_the_seed_where_steps_draw_noise(runtime: sora.Runtime, clip: sora.Clip) -> None:
+    """Step noise comes from streams 1 and up, so noise that a caller drew from the seed is not met again."""
+    noise = _core.NoiseGenerator(5).normal(clip.latents.shape)
+    seeded = runtime.generate(PROMPT, seed=5, solver="lcm", num_inference_steps=3)
+    given = runtime.generate(PROMPT, seed=5, solver="lcm", num_inference_steps=3, latents=noise)
+    assert np.array_equal(seeded.frames, given.frames)
+    assert given.receipt.request.seed == 5 and given.receipt.hashes.latents is not None
+    other = runtime.generate(PROMPT, seed=6, solver="lcm", num_inference_steps=3, latents=noise)
+    assert not np.array_equal(other.frames, given.frames)
 
 
 def test_decoder_refuses_latents_of_another_shape(runtime: sora.Runtime, clip: sora.Clip) -> None:

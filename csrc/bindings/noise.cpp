@@ -41,9 +41,9 @@ FloatArray normal(NoiseGenerator& generator, const std::vector<py::ssize_t>& sha
   return out;
 }
 
-NoiseGenerator make_generator(std::uint64_t seed, const std::string& rng, int num_threads) {
+NoiseGenerator make_generator(std::uint64_t seed, const std::string& rng, std::uint64_t first_stream, int num_threads) {
   core::require(rng == "philox" || rng == "torch", "rng = '" + rng + "' is unknown; use 'philox' or 'torch'");
-  return NoiseGenerator(seed, rng == "torch", num_threads);
+  return NoiseGenerator(seed, rng == "torch", first_stream, num_threads);
 }
 
 }  // namespace
@@ -59,7 +59,7 @@ void bind_noise(py::module_& module) {
            "float32 [n], bit for bit torch.randn(n, generator=g); the state carries over to the next call.");
   py::class_<NoiseGenerator>(module, "NoiseGenerator", "The standard normals of one clip.")
       .def(py::init(&make_generator), py::arg("seed"), py::kw_only(), py::arg("rng") = "philox",
-           py::arg("num_threads") = 1)
+           py::arg("first_stream") = 0, py::arg("num_threads") = 1)
       .def("normal", &normal, py::arg("shape"), "float32 standard normals of `shape`: the next draw.");
 }
 

@@ -13,7 +13,8 @@ namespace sora::bindings {
 // does that hands the same torch.Generator to every torch.randn.
 class NoiseGenerator {
  public:
-  NoiseGenerator(std::uint64_t seed, bool like_torch, int num_threads) : seed_(seed), num_threads_(num_threads) {
+  NoiseGenerator(std::uint64_t seed, bool like_torch, std::uint64_t first_stream, int num_threads)
+      : seed_(seed), num_threads_(num_threads), source_(first_stream) {
     if (like_torch) source_.emplace<core::TorchGenerator>(seed);
   }
 
@@ -28,7 +29,7 @@ class NoiseGenerator {
  private:
   std::uint64_t seed_;
   int num_threads_;
-  std::variant<std::uint64_t, core::TorchGenerator> source_{std::uint64_t{0}};
+  std::variant<std::uint64_t, core::TorchGenerator> source_;  // the next stream, or the generator
 };
 
 }  // namespace sora::bindings

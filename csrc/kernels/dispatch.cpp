@@ -1,12 +1,12 @@
 // Chooses the kernel table and implements the entries of step.h on it.
 #include "kernels/dispatch.h"
 
-#include <algorithm>
-#include <vector>
-
 namespace sora::kernels {
 
 namespace {
+
+constexpr std::int64_t kMomentBlock = std::int64_t{1} << 16;  // elements; part of the numerics
+
 bool has_avx2() {
 #if defined(SORA_HAS_AVX2)
   return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("f16c") != 0;
@@ -35,17 +35,18 @@ void prepare_input(const StepBuffers& buffers, float input_scale, int num_thread
   kernels().prepare_input(buffers, input_scale, num_threads);
 }
 
-GuidanceMoments guidance_moments(const StepBuffers& buffers, float guidance_scale, int num_threads) {
-  constexpr std::int64_t block_size = std::int64_t{1} << 16;
-  const std::int64_t num_blocks = (buffers.n + block_size - 1) / block_size;
-  std::vector<GuidanceMoments> partial(static_cast<std::size_t>(num_blocks));
-  kernels().moments(buffers, guidance_scale, num_threads, partial.data(), block_size, num_blocks);
+std::int64_t moment_blocks(std::int64_t n) { return (n + kMomentBlock - 1) / kMomentBlock; }
+
+GuidanceMoments guidance_moments(const StepBuffers& buffers, float guidance_scale, GuidanceMoments* partial,
+                                 int num_threads) {
+  const std::int64_t blocks = moment_blocks(buffers.n);
+  kernels().moments(buffers, guidance_scale, num_threads, partial, kMomentBlock, blocks);
   GuidanceMoments sum{};
-  for (const GuidanceMoments& block : partial) {
-    sum.conditional += block.conditional;
-    sum.conditional_squared += block.conditional_squared;
-    sum.guided += block.guided;
-    sum.guided_squared += block.guided_squared;
+  for (std::int64_t i = 0; i < blocks; ++i) {
+    sum.conditional += partial[i].conditional;
+    sum.conditional_squared += partial[i].conditional_squared;
+    sum.guided += partial[i].guided;
+    sum.guided_squared += partial[i].guided_squared;
   }
   return sum;
 }

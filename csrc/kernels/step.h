@@ -80,8 +80,12 @@ void fused_step(const StepBuffers& buffers, const StepCoefficients& coefficients
 // model_input = cast(input_scale * latents): what the first row needs before any step was made.
 void prepare_input(const StepBuffers& buffers, float input_scale, int num_threads);
 
-// Sums in float64 in a fixed order: independent of num_threads.
-GuidanceMoments guidance_moments(const StepBuffers& buffers, float guidance_scale, int num_threads);
+// How many partial sums guidance_moments needs for n elements.
+std::int64_t moment_blocks(std::int64_t n);
+
+// Sums in float64 in a fixed order: independent of num_threads. `partial` has room for moment_blocks(n).
+GuidanceMoments guidance_moments(const StepBuffers& buffers, float guidance_scale, GuidanceMoments* partial,
+                                 int num_threads);
 
 // frames float32 [3, num_frames, height, width] in [-1, 1] (clamped, NaN becomes 0) to
 // rgb8 uint8 [num_frames, height, width, 3], rounded to nearest even; plane = height * width.

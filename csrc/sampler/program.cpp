@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 
 #include "core/error.h"
@@ -13,7 +14,9 @@ namespace {
 
 bool is_finite(const Row& row) {
   const double* first = &row.timestep;
-  return std::all_of(first, &row.store_output + 1, [](double value) { return std::isfinite(value); });
+  return std::all_of(first, &row.store_output + 1, [](double value) {
+    return std::abs(value) <= std::numeric_limits<float>::max();  // false for NaN; the kernels work in float32
+  });
 }
 
 int history_used(const Row& row) {
@@ -32,7 +35,7 @@ Program::Program(std::vector<Row> rows) : rows_(std::move(rows)) {
   for (std::size_t i = 0; i < rows_.size(); ++i) {
     const Row& row = rows_[i];
     const std::string name = "row " + std::to_string(i) + " of the sampler program ";
-    core::require(is_finite(row), name + "holds a number that is not finite; check schedule and guidance_scale");
+    core::require(is_finite(row), name + "holds a number that float32 cannot; check schedule and guidance_scale");
     core::require(row.engine >= 0, name + "names a negative engine; engines count from 0");
     core::require(row.evaluates() || (row.output == 0.0 && row.store_output == 0.0),
                   name + "uses a model output without an evaluation; set evaluate = 1");

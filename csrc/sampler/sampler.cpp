@@ -33,9 +33,11 @@ Sampler::Sampler(Program program, const SamplerBuffers& buffers, int num_threads
   core::require(num_threads_ >= 1, "num_threads must be 1 or more");
   bool guided = false;
   bool noisy = false;
+  bool rescaled = false;
   for (const Row& row : program_.rows()) {
     guided = guided || row.guided();
     noisy = noisy || row.noise != 0.0;
+    rescaled = rescaled || row.guidance_rescale != 0.0;
   }
   core::require(buffers_.conditional != nullptr, "the denoiser's output buffer is missing; bind `conditional`");
   core::require(!guided || buffers_.unconditional != nullptr,
@@ -44,6 +46,7 @@ Sampler::Sampler(Program program, const SamplerBuffers& buffers, int num_threads
                 "the program scales the denoiser's input; bind `model_input` instead of sharing the latents");
   const int entries = program_.history_depth() == 0 ? 0 : program_.history_depth() + 1;
   for (int i = 0; i < entries; ++i) history_.push_back(core::make_aligned_floats(buffers_.n));
+  if (rescaled) moments_.resize(static_cast<std::size_t>(kernels::moment_blocks(buffers_.n)));
   if (noisy) noise_ = core::make_aligned_floats(buffers_.n);
 }
 
@@ -91,7 +94,7 @@ void Sampler::step(std::int64_t index, const Row& row, const NoiseSource& noise)
   k.output_factor = 1.0F;
   if (row.guided() && row.guidance_rescale != 0.0) {
     k.output_factor =
-        rescale_factor(kernels::guidance_moments(b, k.guidance_scale, num_threads_), b.n, row.guidance_rescale);
+        rescale_factor(kernels::guidance_moments(b, k.guidance_scale, moments_.data(), num_threads_), b.n, row.guidance_rescale);
   }
   k.latents = static_cast<float>(row.latents);
   k.output = static_cast<float>(row.output);

@@ -71,6 +71,7 @@ class Sampler {
   std::vector<core::AlignedFloats> history_;
   std::int64_t kept_ = 0;  // entries kept so far; entry k lives in history_[k % history_.size()]
   core::AlignedFloats noise_;
+  std::vector<kernels::GuidanceMoments> moments_;
 };
 
 }  // namespace sora::sampler

@@ -25,8 +25,20 @@ def sha256_of(path: Path) -> str:
 
 
 def file_record(path: Path) -> dict[str, Any]:
-    """What bundle.json keeps of a file, so that a changed one is refused."""
-    return {"sha256": sha256_of(path), "size": path.stat().st_size}
+    """What bundle.json keeps of a file, so that a changed one is refused.
+
+    A graph also names the files its initialisers point into: what is checked again when it is opened.
+    """
+    record: dict[str, Any] = {"sha256": sha256_of(path), "size": path.stat().st_size}
+    if path.suffix == ".onnx":
+        record["data"] = _external_files(path)
+    return record
+
+
+def _external_files(graph: Path) -> list[str]:
+    model = onnx.load(graph, load_external_data=False)
+    entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
+    return sorted({entry.value for entry in entries if entry.key == "location"})
 
 
 def made_by() -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ._core import CancelToken, EmbeddingCache
     from .bundle import Bundle
+    from .clip import Clip
     from .errors import (
         BundleError,
         Cancelled,
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
         SoraError,
     )
     from .receipt import Receipt
-    from .runtime import Clip, Runtime
+    from .request import RequestFields
+    from .runtime import Runtime
 
 __version__ = "0.1.0"
 
@@ -33,7 +35,8 @@ _MODULE_OF = {
     "OutputError": ".errors",
     "SoraError": ".errors",
     "Receipt": ".receipt",
-    "Clip": ".runtime",
+    "RequestFields": ".request",
+    "Clip": ".clip",
     "Runtime": ".runtime",
 }
 
@@ -48,6 +51,7 @@ __all__ = [
     "InvalidRequest",
     "OutputError",
     "Receipt",
+    "RequestFields",
     "Runtime",
     "SoraError",
     "__version__",

@@ -1,10 +1,14 @@
 """Writes the receipt of a clip from what the stages report."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
-from .denoise import DenoiseResult
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Bundle
+from .denoise import DenoiseResult, Embeddings
 from .engines import onnxruntime
 from .machine import (
     DEFAULT_PRICE_SOURCE,
@@ -31,58 +35,69 @@ from .request import ResolvedRequest
 from .sampling import SamplerProgram
 from .text import TextUse
 
-if TYPE_CHECKING:
-    from .runtime import Runtime
+
+@dataclass(frozen=True)
+class Record:
+    """What happened to one clip; times in seconds of wall clock."""
+
+    bundle: Bundle
+    num_threads: int
+    request: ResolvedRequest
+    program: SamplerProgram
+    embeddings: Embeddings
+    text: TextUse
+    denoised: DenoiseResult
+    graphs: list[str]  # that ran, beside the text encoder's
+    load: float
+    queued: float
+    denoise: float
+    vae_decode: float
+    total: float
+    decode_engine_seconds: float
 
 
-def write_receipt(
-    runtime: "Runtime",
-    request: ResolvedRequest,
-    program: SamplerProgram,
-    use: TextUse,
-    denoised: DenoiseResult,
-    *,
-    graphs: Sequence[str],
-    seconds: Mapping[str, float],
-    engine_seconds: float,
-) -> Receipt:
+def write_receipt(record: Record) -> Receipt:
     """Put together the receipt of a clip that was just decoded."""
-    manifest = runtime.bundle.manifest
+    manifest, request = record.bundle.manifest, record.request
     machine = this_machine()
-    geometry = request.geometry
-    video_seconds = geometry.num_frames / request.fps
-    evaluations = denoised.statistics.evaluations
+    tokens = request.geometry.tokens
+    statistics = record.denoised.statistics
+    video_seconds = request.geometry.num_frames / request.fps
     return Receipt(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=ModelRecord(name=manifest.name, family=manifest.family, bundle_sha256=runtime.bundle.sha256),
+        model=ModelRecord(name=manifest.name, family=manifest.family, bundle_sha256=record.bundle.sha256),
         engine=EngineRecord(
             name="onnxruntime",
             version=onnxruntime.VERSION,
             precision=manifest.precision,
-            num_threads=runtime.num_threads,
+            num_threads=record.num_threads,
         ),
         machine=MachineRecord(cpu=machine.cpu, cores=machine.cores, memory_bytes=machine.memory_bytes, os=machine.os),
-        request=_request_record(request, program),
-        tokens=Tokens(latent_tokens=geometry.tokens, tokens_processed=geometry.tokens * evaluations),
-        evaluations=Evaluations(made=evaluations, skipped=denoised.statistics.skipped),
-        embedding_cache=CacheRecord(hits=use.hits, misses=use.misses),
-        seconds=Seconds(
-            load=runtime.load_seconds,
-            queued=seconds["queued"],
-            tokenize=use.tokenize_seconds,
-            text_encode=use.encode_seconds,
-            denoise=seconds["denoise"],
-            per_step=list(denoised.statistics.row_seconds),
-            vae_decode=seconds["vae_decode"],
-            encode_mp4=None,
-            total=seconds["total"],
-        ),
-        engine_seconds=engine_seconds,
+        request=_request_record(request, record.program),
+        tokens=Tokens(latent_tokens=tokens, tokens_processed=tokens * statistics.evaluations),
+        evaluations=Evaluations(made=statistics.evaluations, skipped=statistics.skipped),
+        embedding_cache=CacheRecord(hits=record.text.hits, misses=record.text.misses),
+        seconds=_seconds(record),
+        engine_seconds=(record.text.engine_seconds + record.denoised.engine_seconds + record.decode_engine_seconds),
         peak_host_memory_bytes=peak_host_memory_bytes(),
         video_seconds=video_seconds,
-        cost=_cost(request.price_per_hour, machine.cores, seconds["total"], video_seconds),
-        hashes=_hashes(runtime, program, graphs),
-        reasons=_reasons(request),
+        cost=_cost(request.price_per_hour, machine.cores, record.total, video_seconds),
+        hashes=_hashes(record),
+        reasons=_reasons(request, record.program),
+    )
+
+
+def _seconds(record: Record) -> Seconds:
+    return Seconds(
+        load=record.load,
+        queued=record.queued,
+        tokenize=record.text.tokenize_seconds,
+        text_encode=record.text.encode_seconds,
+        denoise=record.denoise,
+        per_step=list(record.denoised.statistics.row_seconds),
+        vae_decode=record.vae_decode,
+        encode_mp4=None,
+        total=record.total,
     )
 
 
@@ -96,17 +111,22 @@ def _cost(price: float | None, cores: int, total_seconds: float, video_seconds: 
     )
 
 
+def _uses_seed(request: ResolvedRequest, program: SamplerProgram) -> bool:
+    return request.latents is None or bool(np.any(program.rows["noise"] != 0.0))
+
+
 def _request_record(request: ResolvedRequest, program: SamplerProgram) -> RequestRecord:
-    given = request.latents is not None
+    seeded = _uses_seed(request, program)
     return RequestRecord(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
-        seed=None if given else request.seed,
-        rng=None if given else request.rng,
+        seed=request.seed if seeded else None,
+        rng=request.rng if seeded else None,
         solver=program.solver,
         schedule=program.schedule,
         num_inference_steps=request.num_inference_steps,
         guidance_scale=request.guidance_scale,
+        guidance_scale_2=request.guidance_scale_2,
         guidance_rescale=request.guidance_rescale,
         height=request.geometry.height,
         width=request.geometry.width,
@@ -115,25 +135,33 @@ def _request_record(request: ResolvedRequest, program: SamplerProgram) -> Reques
     )
 
 
-def _hashes(runtime: "Runtime", program: SamplerProgram, graphs: Sequence[str]) -> Hashes:
-    files = runtime.bundle.manifest.files
-    encoder = runtime.bundle.manifest.components.text_encoder.graph
-    ran = [*([encoder] if runtime.text_encoder.loaded else []), *graphs]
+def _hashes(record: Record) -> Hashes:
+    files = record.bundle.manifest.files
+    encoder = record.bundle.manifest.components.text_encoder.graph
+    ran = [*([encoder] if record.text.misses else []), *record.graphs]
+    embeds = {"prompt": _sha256(record.embeddings.conditional)}
+    if record.embeddings.unconditional is not None:
+        embeds["negative_prompt"] = _sha256(record.embeddings.unconditional)
+    latents = record.request.latents
     return Hashes(
-        sampler_program=program.sha256,
+        sampler_program=record.program.sha256,
         graphs={name: files[name].sha256 for name in ran},
-        weights={name: record.sha256 for name, record in files.items() if name.endswith(".safetensors")},
+        weights={weights: files[weights].sha256 for name in ran for weights in files[name].data},
+        prompt_embeds=embeds,
+        latents=None if latents is None else _sha256(latents),
     )
 
 
-def _reasons(request: ResolvedRequest) -> dict[str, str]:
-    reasons = {
-        "seconds.encode_mp4": NOT_SAVED,
-        "machine.gpu": "the engine ran on the CPU",
-    }
-    if request.latents is not None:
-        reasons |= {
-            "request.seed": "latents were passed in",
-            "request.rng": "latents were passed in",
-        }
+def _sha256(array: NDArray[np.float32]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _reasons(request: ResolvedRequest, program: SamplerProgram) -> dict[str, str]:
+    reasons = {"seconds.encode_mp4": NOT_SAVED, "machine.gpu": "the engine ran on the CPU"}
+    if request.guidance_scale_2 is None:
+        reasons["request.guidance_scale_2"] = "guidance_scale holds for every transformer"
+    if request.latents is None:
+        reasons["hashes.latents"] = "the start noise was drawn from the seed"
+    if not _uses_seed(request, program):
+        reasons["request.seed"] = reasons["request.rng"] = "latents were passed in and no step draws noise"
     return reasons

@@ -7,30 +7,19 @@ relies on is listed with its sha256 and is checked before anything is loaded fro
 import hashlib
 import json
 import os
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from .errors import BundleError
+from .errors import BundleError, InvalidRequest
+from .verify import FileRecord, RelativePath, verify_files
 
 SCHEMA_VERSION = 1
 _MODELS = Path(__file__).parent / "models"
 
 Verify = Literal["once", "always"]
-
-
-def _inside(name: str) -> str:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"'{name}' points out of the bundle")
-    return name
-
-
-RelativePath = Annotated[str, AfterValidator(_inside)]
 
 
 class _Record(BaseModel):
@@ -56,7 +45,7 @@ class Facts(_Record):
     latent_channels: int = Field(gt=0)
     spatial_stride: int = Field(gt=0)
     temporal_stride: int = Field(gt=0)
-    patch_size: tuple[int, int, int]
+    patch_size: tuple[PositiveInt, PositiveInt, PositiveInt]
     fps: float = Field(gt=0)
     max_sequence_length: int = Field(gt=0)
     text_dim: int = Field(gt=0)
@@ -113,13 +102,6 @@ class Components(_Record):
     vae_encoder: ChunkedVae | None = None
 
 
-class FileRecord(_Record):
-    """What a file must hash to, and its size in bytes."""
-
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    size: int = Field(ge=0)
-
-
 class Manifest(_Record):
     """The whole of bundle.json."""
 
@@ -151,12 +133,30 @@ class Bundle:
         return self.manifest.name
 
     def path(self, relative: str) -> Path:
-        """The absolute path of a file of the bundle; refuses a file that the manifest does not vouch for."""
+        """The absolute path of a file of the bundle, as verified.
+
+        A graph's weights are checked with it: what changed since the bundle was loaded is hashed again.
+
+        Raises:
+            BundleError: the manifest does not vouch for the file, or it has changed.
+        """
+        record = self._record(relative)
+        names = {name: self._record(name) for name in (relative, *record.data)}
+        verify_files(self.root, names, insist=False)
+        return self.root / relative
+
+    def _record(self, relative: str) -> FileRecord:
         if relative not in self.manifest.files:
             raise BundleError(
                 f"bundle.json of '{self.name}' uses '{relative}' and lists no sha256 for it; rebuild the bundle"
             )
-        return self.root / relative
+        return self.manifest.files[relative]
+
+    def fingerprint(self, graph: str) -> str:
+        """sha256 over a graph and the files its weights lie in: names what an engine of it computes."""
+        record = self._record(graph)
+        hashes = [record.sha256, *(self._record(name).sha256 for name in record.data)]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str], *, verify: Verify = "once") -> "Bundle":
@@ -169,7 +169,10 @@ class Bundle:
 
         Raises:
             BundleError: not found, damaged, of another schema version, or a file that does not match.
+            InvalidRequest: an unknown `verify`.
         """
+        if verify not in ("once", "always"):
+            raise InvalidRequest(f"verify = {verify!r} is unknown; use once or always")
         root = find_bundle(name_or_path)
         try:
             text = (root / "bundle.json").read_bytes()
@@ -190,16 +193,20 @@ class Bundle:
             raise BundleError(
                 f"'{root / 'bundle.json'}' is damaged at {where} ({first['msg']}); rebuild the bundle"
             ) from error
-        _verify_files(root, manifest.files, verify)
+        verify_files(root, manifest.files, insist=verify == "always")
         return cls(root, manifest, hashlib.sha256(text).hexdigest())
 
 
 def find_bundle(name_or_path: str | os.PathLike[str]) -> Path:
-    """The folder of a bundle given as a path or as the name of a shipped one."""
+    """The folder of a bundle: of a shipped one by its bare name, else of the one at a path."""
     path = Path(name_or_path)
-    for candidate in (path, _MODELS / path.name if path.parent == Path() else path):
-        if (candidate / "bundle.json").is_file():
-            return candidate.resolve()
+    bare = os.fspath(name_or_path) == path.name
+    for candidate in (_MODELS / path.name, path) if bare else (path,):
+        try:
+            if (candidate / "bundle.json").is_file():
+                return candidate.resolve()
+        except OSError as error:
+            raise BundleError(f"'{name_or_path}' cannot be opened ({error.strerror}); check the path") from error
     shipped = sorted(folder.parent.name for folder in _MODELS.glob("*/bundle.json"))
     if path.is_dir():
         raise BundleError(
@@ -210,62 +217,3 @@ def find_bundle(name_or_path: str | os.PathLike[str]) -> Path:
         f"there is no bundle '{name_or_path}'; give the folder of one or a shipped name "
         f"({', '.join(shipped) or 'none is installed'})"
     )
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _memory_path() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sora-runtime" / "verified.json"
-
-
-def _read_memory() -> dict[str, list[object]]:
-    try:
-        data = json.loads(_memory_path().read_text())
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-def _write_memory(memory: dict[str, list[object]]) -> None:
-    # What cannot be remembered is hashed again next time: no reason to fail.
-    path = _memory_path()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(memory, file)
-        Path(file.name).replace(path)
-    except OSError:
-        return
-
-
-def _verify_files(root: Path, files: dict[str, FileRecord], verify: Verify) -> None:
-    """Check every file's size and sha256, remembering what was checked."""
-    memory = _read_memory()
-    to_hash: list[tuple[str, Path, list[object]]] = []
-    for relative, record in files.items():
-        path = root / relative
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise BundleError(f"'{path}' is missing from the bundle; restore it or rebuild the bundle") from error
-        if stat.st_size != record.size:
-            raise BundleError(
-                f"'{path}' has {stat.st_size} bytes instead of {record.size}; restore it or rebuild the bundle"
-            )
-        seen: list[object] = [stat.st_size, stat.st_ino, stat.st_mtime_ns, record.sha256]
-        if verify == "always" or memory.get(str(path)) != seen:
-            to_hash.append((relative, path, seen))
-    if not to_hash:
-        return
-    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
-        digests = list(pool.map(lambda item: sha256_of(item[1]), to_hash))
-    for (relative, path, seen), digest in zip(to_hash, digests, strict=True):
-        if digest != files[relative].sha256:
-            raise BundleError(f"'{path}' does not match its sha256 in bundle.json; restore it or rebuild the bundle")
-        memory[str(path)] = seen
-    _write_memory(memory)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .engines.engine import Array, Binding, Engine, TensorSpec
+from .errors import EngineError
 from .sampling.program import SamplerProgram
 
 
@@ -78,7 +79,12 @@ class Denoiser:
         on_step: Callable[[int], None] | None,
         cancel: _core.CancelToken | None,
     ) -> DenoiseResult:
-        """Run a program from unit noise `start` (float32, `latent_shape`) to clip latents (a new array)."""
+        """Run a program from unit noise `start` (float32, `latent_shape`) to clip latents (a new array).
+
+        Raises:
+            EngineError: an engine failed, or the latents diverged.
+            CancelledError: stopped through `cancel`.
+        """
         if self._model_input is None and np.any(program.rows["input_scale"] != 1.0):
             # From now on the engines read a scaled copy.
             self._model_input = _aligned(self._input)
@@ -106,6 +112,10 @@ class Denoiser:
             num_threads=self._num_threads,
         )
         statistics = sampler.run(evaluate, noise=noise, on_step=on_step, cancel=cancel)
+        if not np.isfinite(self._latents).all():
+            raise EngineError(
+                "the denoised latents hold NaN or infinity; lower guidance_scale, use more steps or another solver"
+            )
         return DenoiseResult(self._latents.copy(), statistics, self._engine_seconds)
 
     def close(self) -> None:

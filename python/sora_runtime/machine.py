@@ -1,5 +1,6 @@
 """What machine this is, and what an hour of it costs when nobody said."""
 
+import math
 import os
 import platform
 import resource
@@ -31,8 +32,9 @@ def this_machine() -> Machine:
 
 
 def available_cores() -> int:
-    """Logical processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Logical processors that this process may run on: its affinity, bounded by a container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _quota_cores() or cores))
 
 
 def default_usd_per_hour(cores: int) -> float:
@@ -41,9 +43,25 @@ def default_usd_per_hour(cores: int) -> float:
 
 
 def peak_host_memory_bytes() -> int:
-    """Peak resident memory of this process since it started, in bytes (getrusage)."""
+    """Peak resident memory of this process over its whole life so far, in bytes."""
+    try:
+        # Not getrusage: on Linux a child begins with the peak of the process that started it.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def _quota_cores() -> int | None:
+    """Whole processors of the control group's quota (version 2), rounded up; None without one."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):
+        return None
 
 
 def _cpu_name() -> str:

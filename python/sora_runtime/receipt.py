@@ -4,7 +4,7 @@ Schema version 1. Every number was measured in the run it describes; what was no
 `reasons` says why under the field's dotted name. Times are seconds of wall clock, money is USD.
 """
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 SCHEMA_VERSION = 1
 NOT_SAVED = "the clip was not written to a file"
@@ -46,12 +46,13 @@ class RequestRecord(_Record):
 
     prompt: str
     negative_prompt: str
-    seed: int | None  # null when latents were passed in
+    seed: int | None  # null when latents were passed in and no step draws noise
     rng: str | None
     solver: str
     schedule: str
     num_inference_steps: int
     guidance_scale: float
+    guidance_scale_2: float | None  # of the second transformer, where a model has one
     guidance_rescale: float
     height: int
     width: int
@@ -108,11 +109,13 @@ class Cost(_Record):
 
 
 class Hashes(_Record):
-    """sha256 of what ran."""
+    """sha256 of what ran: files, and the bytes of arrays."""
 
     sampler_program: str
     graphs: dict[str, str]
-    weights: dict[str, str]
+    weights: dict[str, str]  # the files that those graphs' initialisers point into
+    prompt_embeds: dict[str, str]  # by name of the text
+    latents: str | None  # of noise that the caller passed in
 
 
 class Receipt(_Record):
@@ -129,25 +132,34 @@ class Receipt(_Record):
     embedding_cache: CacheRecord
     seconds: Seconds
     engine_seconds: float  # inside networks alone; on a GPU machine these are its GPU-seconds
-    peak_host_memory_bytes: int
+    peak_host_memory_bytes: int  # of the process over its life so far, not of this clip alone
     video_seconds: float
     cost: Cost
     hashes: Hashes
     reasons: dict[str, str] = Field(default_factory=dict)
 
-    def record_encode(self, seconds: float, *, within_total: bool) -> None:
-        """Enter the time a file took; add it to the total, and the bill, unless it passed within it."""
+    # What the last file took beyond the time inside `generate`; replaced, not added, by the next one.
+    _encode_beyond_total: float = PrivateAttr(0.0)
+
+    def record_encode(self, seconds: float, *, within_total: float = 0.0) -> None:
+        """Enter the time an mp4 took, and bill what of it did not already pass inside `generate`.
+
+        Args:
+            seconds: all time the file took.
+            within_total: the part of it that `seconds.total` already holds.
+        """
+        beyond = seconds - within_total
         self.seconds.encode_mp4 = seconds
         self.reasons.pop("seconds.encode_mp4", None)
-        if not within_total:
-            self.seconds.total += seconds
-            self.cost = cost_of(
-                self.seconds.total,
-                self.video_seconds,
-                usd_per_hour=self.cost.usd_per_hour,
-                price_source=self.cost.price_source,
-                price_is_default=self.cost.price_is_default,
-            )
+        self.seconds.total += beyond - self._encode_beyond_total
+        self._encode_beyond_total = beyond
+        self.cost = cost_of(
+            self.seconds.total,
+            self.video_seconds,
+            usd_per_hour=self.cost.usd_per_hour,
+            price_source=self.cost.price_source,
+            price_is_default=self.cost.price_is_default,
+        )
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<18}{value}" for name, value in self.lines())

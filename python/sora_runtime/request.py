@@ -1,10 +1,12 @@
 """A request for a clip: the caller's words, checked once, completed with the bundle's defaults."""
 
-import dataclasses
+import html
 import math
+import operator
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,33 +18,23 @@ from .geometry import Geometry, Strides
 RNGS = ("philox", "torch")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a caller may ask for; None takes the bundle's default."""
+class RequestFields(TypedDict, total=False):
+    """What a caller may ask for beside the prompt; what is absent or None takes the bundle's default."""
 
-    prompt: str
-    negative_prompt: str | None = None
-    seed: int = 0
-    rng: str = "philox"
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    guidance_rescale: float = 0.0
-    height: int | None = None
-    width: int | None = None
-    num_frames: int | None = None
-    fps: float | None = None
-    solver: str | None = None
-    latents: NDArray[np.float32] | None = None
-    price_per_hour: float | None = None
-
-
-def request_from(prompt: str, fields: Mapping[str, Any]) -> Request:
-    """A request from keyword arguments; raises `InvalidRequest` for a field there is not."""
-    known = [field.name for field in dataclasses.fields(Request) if field.name != "prompt"]
-    for name in fields:
-        if name not in known:
-            raise InvalidRequest(f"'{name}' is no field of a request; use {', '.join(known)}")
-    return Request(prompt=prompt, **fields)
+    negative_prompt: str | None
+    seed: int  # 0 to 2^64 - 1
+    rng: str  # "philox", or "torch" for the bits of torch.randn
+    num_inference_steps: int | None
+    guidance_scale: float | None  # 1 is no guidance
+    guidance_scale_2: float | None  # of the second transformer; None: guidance_scale
+    guidance_rescale: float  # 0 is off, at most 1
+    height: int | None  # pixels
+    width: int | None
+    num_frames: int | None
+    fps: float | None
+    solver: str | None  # "euler", "unipc", "dpm++2m", "heun", "ddim", "lcm"; None: the model's own
+    latents: NDArray[np.float32] | None  # unit noise to start from, in place of the seed's
+    price_per_hour: float | None  # USD for the whole machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +47,7 @@ class ResolvedRequest:
     rng: str
     num_inference_steps: int
     guidance_scale: float
+    guidance_scale_2: float | None
     guidance_rescale: float
     fps: float
     solver: str | None
@@ -64,65 +57,93 @@ class ResolvedRequest:
     bucket: TransformerBucket
 
 
-def resolve(request: Request, manifest: Manifest) -> ResolvedRequest:
+def clean(prompt: str) -> str:
+    """A prompt as diffusers' Wan pipeline hands it on: HTML entities decoded, runs of white space folded.
+
+    The repair of wrongly decoded text (ftfy) that diffusers makes where it is installed is not made.
+    """
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
+
+
+def resolve(prompt: str, fields: Mapping[str, Any], manifest: Manifest) -> ResolvedRequest:
     """Check a request against a bundle and complete it.
+
+    Args:
+        prompt: what the clip should show.
+        fields: `RequestFields`.
+        manifest: the bundle's.
 
     Raises:
         InvalidRequest: the first thing that is wrong: what, the value, the remedy.
     """
-    facts = manifest.facts
-    defaults = facts.defaults
-    height = defaults.height if request.height is None else request.height
-    width = defaults.width if request.width is None else request.width
-    num_frames = defaults.num_frames if request.num_frames is None else request.num_frames
-    _check_words(request)
-    _check_numbers(request)
+    for name in fields:
+        if name not in RequestFields.__annotations__:
+            known = ", ".join(RequestFields.__annotations__)
+            raise InvalidRequest(f"'{name}' is no field of a request; use {known}")
+    given = {name: value for name, value in fields.items() if value is not None}
+    facts, defaults = manifest.facts, manifest.facts.defaults
+    words = _text("prompt", prompt)
+    if not clean(words):
+        raise InvalidRequest("the prompt is empty; say what the clip should show")
+    rng = given.get("rng", RNGS[0])
+    if rng not in RNGS:
+        raise InvalidRequest(f"rng = {rng!r} is unknown; use {' or '.join(RNGS)}")
+    size = [
+        _integer(name, given.get(name, getattr(defaults, name)), 1, 1 << 20)
+        for name in ("height", "width", "num_frames")
+    ]
+    bucket = _bucket(manifest, *size)
     strides = Strides(facts.latent_channels, facts.spatial_stride, facts.temporal_stride, facts.patch_size)
-    bucket = _bucket(manifest, height, width, num_frames)
-    geometry = Geometry.of(strides, height=height, width=width, num_frames=num_frames)
-    steps = request.num_inference_steps
-    scale = request.guidance_scale
-    negative = request.negative_prompt
+    geometry = Geometry.of(strides, height=size[0], width=size[1], num_frames=size[2])
+    steps = given.get("num_inference_steps", defaults.num_inference_steps)
+    second, price, solver = given.get("guidance_scale_2"), given.get("price_per_hour"), given.get("solver")
     return ResolvedRequest(
-        prompt=request.prompt,
-        negative_prompt=defaults.negative_prompt if negative is None else negative,
-        seed=request.seed,
-        rng=request.rng,
-        num_inference_steps=defaults.num_inference_steps if steps is None else steps,
-        guidance_scale=defaults.guidance_scale if scale is None else scale,
-        guidance_rescale=request.guidance_rescale,
-        fps=facts.fps if request.fps is None else request.fps,
-        solver=request.solver,
-        latents=_checked_latents(request.latents, geometry),
-        price_per_hour=request.price_per_hour,
+        prompt=words,
+        negative_prompt=_text("negative_prompt", given.get("negative_prompt", defaults.negative_prompt)),
+        seed=_integer("seed", given.get("seed", 0), 0, 2**64 - 1),
+        rng=rng,
+        num_inference_steps=_integer("num_inference_steps", steps, 1, 1000),
+        guidance_scale=_number("guidance_scale", given.get("guidance_scale", defaults.guidance_scale), -1000, 1000),
+        guidance_scale_2=None if second is None else _number("guidance_scale_2", second, -1000, 1000),
+        guidance_rescale=_number("guidance_rescale", given.get("guidance_rescale", 0.0), 0, 1),
+        fps=_number("fps", given.get("fps", facts.fps), 1, 240),
+        solver=None if solver is None else _text("solver", solver),
+        latents=_latents(given.get("latents"), geometry),
+        price_per_hour=None if price is None else _number("price_per_hour", price, 0, 1e6),
         geometry=geometry,
         bucket=bucket,
     )
 
 
-def _check_words(request: Request) -> None:
-    if not request.prompt.strip():
-        raise InvalidRequest("the prompt is empty; say what the clip should show")
-    if request.rng not in RNGS:
-        raise InvalidRequest(f"rng = '{request.rng}' is unknown; use {' or '.join(RNGS)}")
-    if not 0 <= request.seed < 2**64:
-        raise InvalidRequest(f"seed = {request.seed} is out of range; use 0 to 2^64 - 1")
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name} is a {type(value).__name__}; pass a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{name} holds a character that is no Unicode text ({error.reason}); leave it out"
+        ) from error
+    return value
 
 
-def _check_numbers(request: Request) -> None:
-    steps = request.num_inference_steps
-    if steps is not None and not 1 <= steps <= 1000:
-        raise InvalidRequest(f"num_inference_steps = {steps} is out of range; use 1 to 1000")
-    scale = request.guidance_scale
-    if scale is not None and not math.isfinite(scale):
-        raise InvalidRequest(f"guidance_scale = {scale} is no finite number; use 1 for no guidance")
-    if not 0.0 <= request.guidance_rescale <= 1.0:  # NaN fails too
-        raise InvalidRequest(f"guidance_rescale = {request.guidance_rescale} is not in 0 to 1; use 0 for off")
-    if request.fps is not None and not (math.isfinite(request.fps) and 0 < request.fps <= 240):
-        raise InvalidRequest(f"fps = {request.fps} is out of range; use more than 0 and at most 240")
-    price = request.price_per_hour
-    if price is not None and not (math.isfinite(price) and price >= 0):
-        raise InvalidRequest(f"price_per_hour = {price} is no price; use USD per hour, 0 or more")
+def _integer(name: str, value: Any, least: int, most: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise InvalidRequest(f"{name} = {value!r} is no whole number; use {least} to {most}") from error
+    if not least <= number <= most:
+        raise InvalidRequest(f"{name} = {number} is out of range; use {least} to {most}")
+    return number
+
+
+def _number(name: str, value: Any, least: float, most: float) -> float:
+    if isinstance(value, str) or not hasattr(value, "__float__"):
+        raise InvalidRequest(f"{name} = {value!r} is no number; use {least:g} to {most:g}")
+    number = float(value)
+    if not (math.isfinite(number) and least <= number <= most):
+        raise InvalidRequest(f"{name} = {number:g} is out of range; use {least:g} to {most:g}")
+    return number
 
 
 def _bucket(manifest: Manifest, height: int, width: int, num_frames: int) -> TransformerBucket:
@@ -136,10 +157,13 @@ def _bucket(manifest: Manifest, height: int, width: int, num_frames: int) -> Tra
     )
 
 
-def _checked_latents(latents: NDArray[np.float32] | None, geometry: Geometry) -> NDArray[np.float32] | None:
+def _latents(latents: Any, geometry: Geometry) -> NDArray[np.float32] | None:
     if latents is None:
         return None
-    array = np.asarray(latents, np.float32)
+    try:
+        array = np.asarray(latents, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"latents are no array of numbers ({error}); pass float32 noise") from error
     if array.shape not in (geometry.latent_shape, geometry.latent_shape[1:]):
         raise InvalidRequest(f"latents have the shape {list(array.shape)}; use {list(geometry.latent_shape)}")
     if not np.isfinite(array).all():

@@ -11,72 +11,38 @@ noise -> denoiser and fused step, once a row -> latents -> decoder, chunk by chu
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .billing import write_receipt
+from .billing import Record, write_receipt
 from .bundle import Bundle, TransformerBucket, Verify
+from .clip import Clip
 from .denoise import DenoiseResult, Embeddings
 from .embedding_store import EmbeddingStore
-from .errors import BundleError, Cancelled, InvalidRequest
+from .errors import BundleError, Cancelled, EngineError, InvalidRequest
 from .machine import available_cores
-from .receipt import Receipt
-from .request import ResolvedRequest, request_from, resolve
+from .request import RequestFields, ResolvedRequest, resolve
 from .sampling import Guidance, SamplerProgram, compile_program, read_scheduler_config, with_solver
 from .stages import Stages, open_engine
 from .text import DEFAULT_CACHE_BYTES, PromptTokenizer, TextEncoder, TextUse
+from .turns import Turns, stop_if_cancelled
 
 OnProgress = Callable[[str, int, int], None]
 OnFrames = Callable[[NDArray[np.uint8]], None]
 
 
-@dataclass
-class Clip:
-    """What a request gave.
-
-    Attributes:
-        frames: uint8 [num_frames, height, width, 3], RGB.
-        fps: frames per second.
-        latents: float32 [1, channels, frames, height, width], as the decoder took them.
-        receipt: what it took; see `Receipt`.
-    """
-
-    frames: NDArray[np.uint8]
-    fps: float
-    latents: NDArray[np.float32]
-    receipt: Receipt
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the clip as .mp4 or .gif, by the name's ending; enters the time in the receipt.
-
-        Raises:
-            InvalidRequest: another ending.
-            OutputError: it cannot be written; nothing is left under `path`.
-        """
-        from .video import VideoWriter, write_gif
-
-        target = Path(path)
-        if target.suffix == ".gif":
-            write_gif(target, self.frames, self.fps)
-            return
-        if target.suffix != ".mp4":
-            raise InvalidRequest(f"'{target.name}' ends in neither .mp4 nor .gif; use one of them")
-        height, width = self.frames.shape[1:3]
-        with VideoWriter(target, width=width, height=height, fps=self.fps) as writer:
-            writer.write(self.frames)
-        self.receipt.record_encode(writer.seconds, within_total=False)
-
-
 class Runtime:
-    """A loaded bundle that makes clips. Threads may share one; they take turns at the engines."""
+    """A loaded bundle that makes clips.
+
+    Threads may share one: prompts are encoded side by side, and from the denoiser on one clip is made at a
+    time. Use it as a context manager, or call `close`, to give the engines back.
+    """
 
     def __init__(
         self,
@@ -86,10 +52,12 @@ class Runtime:
         embedding_cache: _core.EmbeddingCache | None = None,
         embedding_store: EmbeddingStore | None = None,
     ) -> None:
-        if num_threads is not None and num_threads < 1:
-            raise InvalidRequest(f"num_threads = {num_threads} is below 1; use 1 or more")
+        cores = available_cores()
+        most = max(64, 4 * cores)
+        if num_threads is not None and not 1 <= num_threads <= most:
+            raise InvalidRequest(f"num_threads = {num_threads} is out of range; use 1 to {most}")
         self.bundle = bundle
-        self.num_threads = available_cores() if num_threads is None else num_threads
+        self.num_threads = cores if num_threads is None else num_threads
         self.embedding_cache = embedding_cache or _core.EmbeddingCache(DEFAULT_CACHE_BYTES)
         manifest = bundle.manifest
         facts, encoder = manifest.facts, manifest.components.text_encoder
@@ -100,13 +68,15 @@ class Runtime:
                 pad_token_id=facts.pad_token_id,
             ),
             lambda: open_engine(bundle, encoder.graph, num_threads=self.num_threads),
-            encoder.fingerprint,
-            self.embedding_cache,
-            embedding_store,
+            fingerprint=bundle.fingerprint(encoder.graph),
+            shape=(1, facts.max_sequence_length, facts.text_dim),
+            cache=self.embedding_cache,
+            store=embedding_store,
         )
         self._scheduler_config = _read_json(bundle.path(manifest.scheduler))
         self._stages: dict[TransformerBucket, Stages] = {}
-        self._lock = threading.Lock()
+        self._turns = Turns()
+        self._closed = False
         self.load_seconds = 0.0
 
     @classmethod
@@ -149,7 +119,7 @@ class Runtime:
         on_progress: OnProgress | None = None,
         on_frames: OnFrames | None = None,
         cancel: _core.CancelToken | None = None,
-        **request: Any,
+        **request: Unpack[RequestFields],
     ) -> Clip:
         """Make a clip.
 
@@ -160,46 +130,48 @@ class Runtime:
             on_frames: called with uint8 [n, height, width, 3] as chunks are decoded, so that they
                 can be encoded or streamed meanwhile; its time is in no stage but in the total.
             cancel: stops the clip between two steps once `cancel.cancel()` is called.
-            **request: the other fields of `Request`: negative_prompt, seed, rng ("philox" or
-                "torch"), num_inference_steps, guidance_scale, guidance_rescale, height, width,
-                num_frames, fps, solver, latents (unit noise, float32), price_per_hour (USD).
+            **request: see `sora_runtime.request.RequestFields`.
 
         Raises:
             InvalidRequest: the request cannot be served; the message says what can.
             Cancelled: stopped through `cancel`.
             EngineError: an engine failed.
         """
-        resolved = resolve(request_from(prompt, request), self.bundle.manifest)
+        resolved = resolve(prompt, request, self.bundle.manifest)
         program = self.program(resolved)
         report = on_progress or (lambda _stage, _done, _total: None)
+        self._turns.refuse_reentry()
+        if self._closed:
+            raise EngineError("the runtime was closed; load it again with Runtime.load")
         start = time.perf_counter()
-        embeddings, use = self._embed(resolved, program, report)
+        embeddings, use = self._embed(resolved, program, report, cancel)
         asked = time.perf_counter()
-        with self._lock:
+        with self._turns.turn(cancel):
             granted = time.perf_counter()
-            stages = self._stages_of(resolved.bucket)
+            stages = self._stages_of(resolved)
             loading = use.load_seconds + time.perf_counter() - granted
             self.load_seconds += loading
-            denoised, seconds = self._denoise(stages, resolved, program, embeddings, report, cancel)
+            denoised, denoise_seconds = self._denoise(stages, resolved, program, embeddings, report, cancel)
             decode_before = stages.decoder.seconds
-            frames, decode_seconds = self._decode(stages, denoised.latents, report, on_frames, cancel)
+            frames, decode_seconds = self._decode(stages, resolved, denoised.latents, report, on_frames, cancel)
             decode_engine_seconds = stages.decoder.seconds - decode_before
-        receipt = write_receipt(
-            self,
-            resolved,
-            program,
-            use,
-            denoised,
+        record = Record(
+            bundle=self.bundle,
+            num_threads=self.num_threads,
+            request=resolved,
+            program=program,
+            embeddings=embeddings,
+            text=use,
+            denoised=denoised,
             graphs=stages.graphs,
-            seconds={
-                "queued": granted - asked,
-                "denoise": seconds,
-                "vae_decode": decode_seconds,
-                "total": time.perf_counter() - start - loading - (granted - asked),
-            },
-            engine_seconds=use.engine_seconds + denoised.engine_seconds + decode_engine_seconds,
+            load=self.load_seconds,
+            queued=granted - asked,
+            denoise=denoise_seconds,
+            vae_decode=decode_seconds,
+            total=time.perf_counter() - start - loading - (granted - asked),
+            decode_engine_seconds=decode_engine_seconds,
         )
-        return Clip(frames, resolved.fps, denoised.latents, receipt)
+        return Clip(frames, resolved.fps, denoised.latents, write_receipt(record))
 
     def program(self, request: ResolvedRequest) -> SamplerProgram:
         """The sampler program that serves a request."""
@@ -211,6 +183,7 @@ class Runtime:
             scale=request.guidance_scale,
             rescale=request.guidance_rescale,
             boundary_ratio=self.bundle.manifest.facts.boundary_ratio,
+            scale_2=request.guidance_scale_2,
         )
         return compile_program(
             specification.solver,
@@ -221,28 +194,42 @@ class Runtime:
         )
 
     def close(self) -> None:
-        """Give back all engines. The embedding cache stays."""
-        with self._lock:
+        """Give back all engines, once the clip under way is done; the embedding cache stays."""
+        with self._turns.turn():
+            self._closed = True
             for stages in self._stages.values():
                 stages.close()
             self._stages.clear()
             self.text_encoder.close()
 
+    def __enter__(self) -> "Runtime":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _embed(
-        self, request: ResolvedRequest, program: SamplerProgram, report: OnProgress
+        self,
+        request: ResolvedRequest,
+        program: SamplerProgram,
+        report: OnProgress,
+        cancel: _core.CancelToken | None,
     ) -> tuple[Embeddings, TextUse]:
-        guided = bool(np.any(program.rows["guidance_scale"] != 1.0))
+        texts = [("prompt", request.prompt)]
+        if bool(np.any(program.rows["guidance_scale"] != 1.0)):
+            texts.append(("negative_prompt", request.negative_prompt))
         use = TextUse()
-        report("tokenize", 0, 1)
-        report("text_encode", 0, 1 + guided)
-        conditional = self.text_encoder(request.prompt, use)
-        report("tokenize", 1, 1)
-        report("text_encode", 1, 1 + guided)
-        unconditional = None
-        if guided:
-            unconditional = self.text_encoder(request.negative_prompt, use)
-            report("text_encode", 2, 2)
-        return Embeddings(conditional, unconditional), use
+        # All texts are measured before the first is encoded, which may take minutes.
+        report("tokenize", 0, len(texts))
+        ids = [self.text_encoder.tokenize(text, name, use) for name, text in texts]
+        report("tokenize", len(texts), len(texts))
+        embeds: list[NDArray[np.float32]] = []
+        report("text_encode", 0, len(texts))
+        for tokens in ids:
+            stop_if_cancelled(cancel, "before the text encoder")
+            embeds.append(self.text_encoder.embed(tokens, use))
+            report("text_encode", len(embeds), len(texts))
+        return Embeddings(embeds[0], embeds[1] if len(embeds) > 1 else None), use
 
     def _denoise(
         self,
@@ -254,8 +241,12 @@ class Runtime:
         cancel: _core.CancelToken | None,
     ) -> tuple[DenoiseResult, float]:
         start = time.perf_counter()
-        noise = _core.NoiseGenerator(request.seed, rng=request.rng, num_threads=self.num_threads)
         latents = request.latents
+        # Stream 0 is the start noise; a caller may have drawn theirs from it.
+        first_stream = 0 if latents is None else 1
+        noise = _core.NoiseGenerator(
+            request.seed, rng=request.rng, first_stream=first_stream, num_threads=self.num_threads
+        )
         if latents is None:
             latents = noise.normal(stages.denoiser.latent_shape)
         rows = len(program.rows)
@@ -276,30 +267,34 @@ class Runtime:
     def _decode(
         self,
         stages: Stages,
+        request: ResolvedRequest,
         latents: NDArray[np.float32],
         report: OnProgress,
         on_frames: OnFrames | None,
         cancel: _core.CancelToken | None,
     ) -> tuple[NDArray[np.uint8], float]:
-        chunks: list[NDArray[np.uint8]] = []
-        total, elsewhere = latents.shape[2], 0.0
+        geometry = request.geometry
+        frames = np.empty((geometry.num_frames, geometry.height, geometry.width, 3), np.uint8)
+        done, total, elsewhere = 0, geometry.num_frames, 0.0
         start = time.perf_counter()
         report("vae_decode", 0, total)
         for chunk in stages.decoder.rgb8_chunks(latents, num_threads=self.num_threads):
-            if cancel is not None and cancel.cancelled:
-                raise Cancelled(f"cancelled after {len(chunks)} of {total} decoded chunks")
-            chunks.append(chunk)
+            stop_if_cancelled(cancel, f"after {done} of {total} decoded frames")
+            frames[done : done + len(chunk)] = chunk
+            done += len(chunk)
             if on_frames is not None:
                 handed = time.perf_counter()
                 on_frames(chunk)
                 elsewhere += time.perf_counter() - handed
-            report("vae_decode", len(chunks), total)
-        return np.concatenate(chunks), time.perf_counter() - start - elsewhere
+            report("vae_decode", done, total)
+        return frames, time.perf_counter() - start - elsewhere
 
-    def _stages_of(self, bucket: TransformerBucket) -> Stages:
-        if bucket not in self._stages:
-            self._stages[bucket] = Stages.load(self.bundle, bucket, num_threads=self.num_threads)
-        return self._stages[bucket]
+    def _stages_of(self, request: ResolvedRequest) -> Stages:
+        if request.bucket not in self._stages:
+            self._stages[request.bucket] = Stages.load(
+                self.bundle, request.bucket, request.geometry, num_threads=self.num_threads
+            )
+        return self._stages[request.bucket]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from .decode import ChunkDecoder
 from .denoise import Denoiser
 from .engines.onnxruntime import OnnxRuntimeEngine
 from .errors import BundleError
+from .geometry import Geometry
 
 
 def open_engine(bundle: Bundle, graph: str, *, num_threads: int) -> OnnxRuntimeEngine:
@@ -23,11 +24,11 @@ class Stages:
     graphs: list[str]  # of the bundle, for the receipt
 
     @classmethod
-    def load(cls, bundle: Bundle, bucket: TransformerBucket, *, num_threads: int) -> "Stages":
-        """Open the engines of a bucket.
+    def load(cls, bundle: Bundle, bucket: TransformerBucket, geometry: Geometry, *, num_threads: int) -> "Stages":
+        """Open the engines of a bucket, whose latents must be those of `geometry`.
 
         Raises:
-            BundleError: a component has no graph of this shape.
+            BundleError: a component has no graph of this shape, or a graph is not what the facts say.
             EngineError: a graph cannot be loaded.
         """
         components = bundle.manifest.components
@@ -47,7 +48,13 @@ class Stages:
             open_engine(bundle, chunk.first, num_threads=num_threads),
             open_engine(bundle, chunk.next, num_threads=num_threads),
         )
-        return cls(Denoiser(engines, num_threads=num_threads), decoder, [*graphs, chunk.first, chunk.next])
+        denoiser = Denoiser(engines, num_threads=num_threads)
+        if denoiser.latent_shape != geometry.latent_shape:
+            raise BundleError(
+                f"'{bucket.graph}' takes latents {list(denoiser.latent_shape)} and the facts of bundle.json say "
+                f"{list(geometry.latent_shape)}; rebuild the bundle"
+            )
+        return cls(denoiser, decoder, [*graphs, chunk.first, chunk.next])
 
     def close(self) -> None:
         """Give back the engines."""

@@ -19,7 +19,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
 from sora_runtime.errors import InvalidRequest, OutputError
-from sora_runtime.output import check_folder, explain_os_errors, partial_file, partial_name
+from sora_runtime.output import check_folder, explain_os_errors, partial_file, partial_name, replace_files
 
 Rgb8 = npt.NDArray[np.uint8]
 
@@ -32,12 +32,11 @@ def frame_rate(fps: float) -> Fraction:
     """The nearest fraction whose denominator broadcast rates use (24000/1001 stays exact).
 
     Raises:
-        InvalidRequest: ``fps`` is not a positive finite number of at least 1/1001.
+        InvalidRequest: ``fps`` is not in 1 to 240.
     """
-    rate = Fraction(fps).limit_denominator(1001) if np.isfinite(fps) else Fraction(0)
-    if rate <= 0:
-        raise InvalidRequest(f"fps = {fps} is not a frame rate; use a number above 0")
-    return rate
+    if not 1 <= fps <= 240:  # NaN fails too
+        raise InvalidRequest(f"fps = {fps:g} is out of range; use 1 to 240")
+    return Fraction(fps).limit_denominator(1001)
 
 
 class VideoWriter:
@@ -52,12 +51,12 @@ class VideoWriter:
         path: The mp4 file to write; a file of that name is replaced at the end.
         width: Pixels, even.
         height: Pixels, even.
-        fps: Frames per second.
+        fps: Frames per second, 1 to 240.
         codec: An encoder of ffmpeg that takes ``crf`` and yuv420p.
         crf: Constant rate factor: 0 lossless to 51; 18 is visually close to the source.
 
     Raises:
-        InvalidRequest: The frame rate is not positive.
+        InvalidRequest: The frame rate is out of range.
         OutputError: The file cannot be written (missing folder, full disk) or encoded (odd size).
     """
 
@@ -88,12 +87,13 @@ class VideoWriter:
 
     @property
     def seconds(self) -> float:
-        """Seconds spent encoding and writing so far; complete once the block has ended."""
+        """Seconds spent encoding and writing so far; complete once the block has ended and the file has its name."""
         return self._seconds
 
     def __enter__(self) -> Self:
         self._opened = self._open()
-        return self._opened.__enter__()
+        with self._timed():
+            return self._opened.__enter__()
 
     def __exit__(
         self,
@@ -101,7 +101,8 @@ class VideoWriter:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._opened.__exit__(exc_type, exc, traceback)
+        with self._timed():
+            self._opened.__exit__(exc_type, exc, traceback)
 
     def write(self, rgb8: Rgb8) -> None:
         """Encodes a chunk of frames, uint8 [t, height, width, 3].
@@ -115,7 +116,7 @@ class VideoWriter:
             raise InvalidRequest(
                 f"frames of {rgb8.dtype} {list(rgb8.shape)} do not fit this video; give uint8 [t, {height}, {width}, 3]"
             )
-        with self._working():
+        with self._timed(), self._explained():
             for image in rgb8:
                 self._container.mux(self._stream.encode(self._to_yuv(image)))
                 self._frames += 1
@@ -124,12 +125,12 @@ class VideoWriter:
     def _open(self) -> Iterator[Self]:
         with partial_file(self._path) as partial:
             try:
-                with self._working():
+                with self._explained():
                     options = {"movflags": "+faststart"}
                     self._container = av.open(str(partial), "w", format="mp4", options=options)
                     self._stream = self._add_stream()
                 yield self
-                with self._working():
+                with self._explained():
                     self._finish()
             finally:
                 if self._container is not None:
@@ -137,9 +138,15 @@ class VideoWriter:
                         self._container.close()
 
     @contextmanager
-    def _working(self) -> Iterator[None]:
-        """Counts the block's time and explains the encoder's errors."""
+    def _timed(self) -> Iterator[None]:
         started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds += time.perf_counter() - started
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
             with explain_os_errors(self._path):
                 yield
@@ -148,8 +155,6 @@ class VideoWriter:
             raise OutputError(
                 f"cannot encode {self._path} with {self._codec}: {reason}; try another codec or size"
             ) from error
-        finally:
-            self._seconds += time.perf_counter() - started
 
     def _add_stream(self) -> Any:
         options = {"crf": str(self._crf)}
@@ -189,7 +194,7 @@ def write_gif(path: Path | str, frames: Rgb8, fps: float) -> None:
     Args:
         path: The file to write; a file of that name is replaced at the end.
         frames: uint8 [T, height, width, 3], T >= 1.
-        fps: Frames per second.
+        fps: Frames per second, 1 to 240.
 
     Raises:
         InvalidRequest: The frame rate or the array is not as described.
@@ -209,8 +214,8 @@ def write_gif(path: Path | str, frames: Rgb8, fps: float) -> None:
 def write_frames(folder: Path | str, frames: Rgb8) -> None:
     """Writes one PNG a frame: 00000.png, 00001.png and so on.
 
-    Frames of an earlier clip in the folder are replaced once all new ones are written; other
-    files in it are left alone.
+    A folder that is new gets its name once all frames are written. In one that exists, the frames of
+    an earlier clip are replaced then, all or none; other files in it are left alone.
 
     Args:
         folder: The folder to write; made if missing, its parent must exist.
@@ -223,24 +228,26 @@ def write_frames(folder: Path | str, frames: Rgb8) -> None:
     folder = Path(folder)
     _check_frames(frames)
     check_folder(folder)
-    partial = partial_name(folder)
+    # Not beside a folder that exists: it may be a link or a mount point, on another disk than its parent.
+    exists = folder.is_dir()
+    partial = partial_name(folder / "frames") if exists else partial_name(folder)
+    new, aside = partial / "new", partial / "old"
     try:
         with explain_os_errors(folder):
-            partial.mkdir()
+            new.mkdir(parents=True)
             for index, frame in enumerate(frames):
-                Image.fromarray(frame).save(partial / f"{index:05d}.png")
-            _move_frames(partial, folder)
+                Image.fromarray(frame).save(new / f"{index:05d}.png")
+            if exists:
+                replace_files(new, folder, _FRAME_FILE, aside)
+                shutil.rmtree(aside)
+            else:
+                new.rename(folder)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _move_frames(partial: Path, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    for old in folder.iterdir():
-        if _FRAME_FILE.fullmatch(old.name):
-            old.unlink()
-    for new in sorted(partial.iterdir()):
-        new.replace(folder / new.name)
+        shutil.rmtree(new, ignore_errors=True)
+        # Not with their content: frames that could not be put back are not lost.
+        for left in (aside, partial):
+            with suppress(OSError):
+                left.rmdir()
 
 
 def _check_frames(frames: Rgb8) -> None:

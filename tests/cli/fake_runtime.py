@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from typer.testing import Result
@@ -90,6 +92,7 @@ def a_receipt(prompt: str, request: dict[str, Any], fps: float, num_frames: int)
             schedule="flow",
             num_inference_steps=steps,
             guidance_scale=request["guidance_scale"] or 5.0,
+            guidance_scale_2=None,
             guidance_rescale=request["guidance_rescale"],
             height=request["height"] or 32,
             width=request["width"] or 48,
@@ -101,6 +104,7 @@ def a_receipt(prompt: str, request: dict[str, Any], fps: float, num_frames: int)
         embedding_cache=CacheRecord(hits=0, misses=2),
         seconds=Seconds(
             load=0.5,
+            queued=0.0,
             tokenize=0.001,
             text_encode=0.02,
             denoise=3.0,
@@ -119,9 +123,20 @@ def a_receipt(prompt: str, request: dict[str, Any], fps: float, num_frames: int)
             price_source="a test",
             price_is_default=request["price_per_hour"] is None,
         ),
-        hashes=Hashes(sampler_program="cd" * 32, graphs={}, weights={}),
+        hashes=Hashes(sampler_program="cd" * 32, graphs={}, weights={}, prompt_embeds={}, latents=None),
         reasons={"seconds.encode_mp4": "the clip was not written to a file"},
     )
+
+
+def names(folder: Path) -> list[str]:
+    """What is in a folder, hidden files too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def num_frames_of(path: Path) -> int:
+    """How many frames a video decodes to."""
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
 
 
 def install(fake: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:

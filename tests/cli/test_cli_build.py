@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +52,16 @@ def test_build_quietly_without_parity(sora_bench: Command, builder: list[Any]) -
     result = sora_bench("build", "checkpoint", "--out", "b", *SHAPES, "--no-parity", "-q")
     assert builder[0][1] == {"name": None, "check_parity": False}
     assert (result.exit_code, result.output) == (0, "")
+
+
+@pytest.mark.parametrize("words", [("a" * 300, "--out", "b"), ("checkpoint", "--out", "a" * 300)])
+def test_too_long_a_name_is_one_line(sora_bench: Command, builder: list[Any], words: tuple[str, ...]) -> None:
+    result = sora_bench("build", *words, *SHAPES)
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"error: {'a' * 300} cannot be opened (file name too long); check the path\n",
+    )
+    assert builder == []
 
 
 def test_build_errors_are_one_line(sora_bench: Command, builder: list[Any]) -> None:
@@ -142,6 +151,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             file: {
                 "sha256": hashlib.sha256((root / file).read_bytes()).hexdigest(),
                 "size": (root / file).stat().st_size,
+                "data": ["transformer/model.safetensors"] if file.startswith("transformer.") else [],
             }
             for file in files
         },
@@ -172,10 +182,12 @@ def test_inspect_shows_everything_within_80_columns(sora_bench: Command, bundle:
     digest = hashlib.sha256((bundle / "transformer/model.safetensors").read_bytes()).hexdigest()
     assert weights.split()[1:] == ["8.5", "KiB", digest[:12]]
     assert "all 8 files match their sha256, hashed when first seen" in result.stdout
+    again = " ".join(sora_bench("inspect", "bundle", "--verify", "always").stdout.split())
+    assert again.endswith("all 8 files match their sha256, hashed now")
 
 
 def test_inspect_as_json(sora_bench: Command, bundle: Path) -> None:
-    record = json.loads(sora_bench("inspect", "bundle", "--json", "--verify").stdout)
+    record = json.loads(sora_bench("inspect", "bundle", "--json", "--verify", "always").stdout)
     manifest = json.loads((bundle / "bundle.json").read_text())
     assert record["root"] == str(bundle)
     assert record["sha256"] == hashlib.sha256((bundle / "bundle.json").read_bytes()).hexdigest()
@@ -184,17 +196,27 @@ def test_inspect_as_json(sora_bench: Command, bundle: Path) -> None:
         assert record[key] == manifest[key]
 
 
-def test_inspect_verify_hashes_again(sora_bench: Command, bundle: Path) -> None:
+def test_inspect_hashes_once_or_always(sora_bench: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file_digest, hashed = hashlib.file_digest, []
+
+    def counted(file: Any, name: str) -> Any:
+        hashed.append(Path(file.name).name)
+        return file_digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    for verify, times in (((), 8), (("--verify", "once"), 0), (("--verify", "always"), 8)):
+        hashed.clear()
+        assert sora_bench("inspect", "bundle", *verify).exit_code == 0
+        assert len(set(hashed)) == len(hashed) == times, verify
+    assert sora_bench("inspect", "bundle", "--verify", "never").exit_code == 2
+
+
+def test_inspect_of_a_damaged_file(sora_bench: Command, bundle: Path) -> None:
     weights = bundle / "transformer" / "model.safetensors"
-    assert sora_bench("inspect", "bundle").exit_code == 0
-    before = weights.stat()
     data = bytearray(weights.read_bytes())
     data[100] ^= 1
     weights.write_bytes(data)
-    # A disk's silent error: neither size nor time tells.
-    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert sora_bench("inspect", "bundle").exit_code == 0
-    result = sora_bench("inspect", "bundle", "--verify")
+    result = sora_bench("inspect", "bundle", "--verify", "always")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert "model.safetensors" in result.stderr

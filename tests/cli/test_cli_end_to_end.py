@@ -50,7 +50,7 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def test_the_built_bundle_can_be_inspected(sora_bench: Command, bundle: Path) -> None:
-    record = json.loads(sora_bench("inspect", bundle, "--json", "--verify").stdout)
+    record = json.loads(sora_bench("inspect", bundle, "--json", "--verify", "always").stdout)
     bucket = record["components"]["transformer"]["buckets"][0]
     assert (record["name"], bucket["width"], bucket["height"], bucket["num_frames"]) == ("tiny", 48, 32, 9)
     shown = sora_bench("inspect", bundle).stdout
@@ -89,6 +89,17 @@ def test_a_repeat_finds_the_prompt_in_the_cache(sora_bench: Command, bundle: Pat
     assert first["embedding_cache"] == {"hits": 0, "misses": 2}
     assert second["embedding_cache"] == {"hits": 2, "misses": 0}
     assert (first["request"]["seed"], second["request"]["seed"]) == (0, 1)
+
+
+@pytest.mark.parametrize("words", ["--threads 0", "--threads 1000000", "--fps 0.0001", "--fps 241"])
+def test_numbers_out_of_range_are_one_sentence(sora_bench: Command, bundle: Path, tmp_path: Path, words: str) -> None:
+    result = sora_bench("run", "a red circle", "--model", bundle, *words.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    option, value = words.split()
+    name = {"--threads": "num_threads", "--fps": "fps"}[option]
+    assert result.stderr.startswith(f"error: {name} = {value} is ")
+    assert result.stderr.count("\n") == 1
+    assert names(tmp_path) == []
 
 
 def test_a_size_without_a_graph_is_a_bad_request(sora_bench: Command, bundle: Path, tmp_path: Path) -> None:

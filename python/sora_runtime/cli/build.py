@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,8 @@ def build(
 ) -> None:
     """Export CHECKPOINT to graphs for every --size with every --frames; its weights stay put."""
     sizes = [(pixels.height, pixels.width) for pixels in map(parse_size, size)]
+    for path in (checkpoint, out):
+        _check_path(path)
     progress: Callable[[str], None] = (lambda _: None) if quiet else _say
     try:
         from sora_export.bundle_from_checkpoint import build_bundle
@@ -60,6 +63,13 @@ def build(
         raise SoraError(f"build needs {package}, which is not installed; pip install 'sora-runtime[export]'") from error
     if not quiet:
         typer.echo(folder)
+
+
+def _check_path(path: Path) -> None:
+    try:
+        path.exists()  # raises where that cannot even be asked: a name too long, a folder that is locked
+    except OSError as error:
+        raise SoraError(f"{path} cannot be opened ({os.strerror(error.errno or 0).lower()}); check the path") from error
 
 
 def _say(message: str) -> None:

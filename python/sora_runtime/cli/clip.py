@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from sora_runtime.video import VideoWriter, write_frames, write_gif
+from sora_runtime.video import VideoWriter, frame_rate, write_frames, write_gif
 
 if TYPE_CHECKING:
     from sora_runtime.cli.outputs import Outputs
-    from sora_runtime.runtime import Clip, Runtime
+    from sora_runtime.clip import Clip
+    from sora_runtime.runtime import Runtime
     from sora_runtime.video import Rgb8
 
 
@@ -26,7 +27,8 @@ def make_clip(
     Raises:
         SoraError: Whatever `Runtime.generate` raises; OutputError if a file cannot be written.
     """
-    fps = request["fps"] or runtime.bundle.manifest.facts.fps
+    fps = runtime.bundle.manifest.facts.fps if request["fps"] is None else request["fps"]
+    frame_rate(fps)  # refused now, not when the first frames are there
     writers: list[VideoWriter] = []
     with ExitStack() as files:
 
@@ -39,9 +41,7 @@ def make_clip(
 
         clip = runtime.generate(prompt, on_progress=on_progress, on_frames=on_frames, **request)
         while_decoding = writers[0].seconds
-    # The total holds what passed inside generate(); the encoder's last frames come on top.
-    clip.receipt.record_encode(writers[0].seconds - while_decoding, within_total=False)
-    clip.receipt.seconds.encode_mp4 = writers[0].seconds
+    clip.receipt.record_encode(writers[0].seconds, within_total=while_decoding)
     if outputs.gif:
         write_gif(outputs.gif, clip.frames, clip.fps)
     if outputs.frames:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sora_runtime.cli.run_options import VerifyBundle
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -17,26 +19,25 @@ if TYPE_CHECKING:
 def inspect(
     bundle: Annotated[str, typer.Argument(help="A bundle folder or a shipped bundle's name.", metavar="BUNDLE")],
     json: Annotated[bool, typer.Option("--json", help="As JSON.", metavar="")] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Hash every file now, even if that was done before.", metavar="")
-    ] = False,
+    verify: Annotated[VerifyBundle, typer.Option(help="When to hash the bundle's files.")] = VerifyBundle.once,
 ) -> None:
     """Show the shapes, graphs, weights and parity of BUNDLE; fails if a file is damaged."""
     from sora_runtime.bundle import Bundle
 
-    loaded = Bundle.load(bundle, verify="always" if verify else "once")
+    loaded = Bundle.load(bundle, verify=verify.value)
+    hashed_now = verify is VerifyBundle.always
     if json:
         record = {
             "root": str(loaded.root),
             "sha256": loaded.sha256,
-            "verified": "now" if verify else "when first seen",
+            "verified": "now" if hashed_now else "when first seen",
             **loaded.manifest.model_dump(mode="json"),
         }
         typer.echo((json_format.dumps(record, indent=2, ensure_ascii=False) + "\n").encode(), nl=False)
         return
     from sora_runtime.cli.tables import print_all
 
-    print_all(_tables(loaded, hashed_now=verify))
+    print_all(_tables(loaded, hashed_now=hashed_now))
 
 
 def _tables(bundle: Bundle, *, hashed_now: bool) -> Iterator[RenderableType]:
@@ -46,7 +47,7 @@ def _tables(bundle: Bundle, *, hashed_now: bool) -> Iterator[RenderableType]:
     graphs = ("graph", "size", "frames", "bytes", "parity")
     yield columns(graphs, _graphs(bundle), numbers={"frames", "bytes", "parity"})
     yield columns(("file", "bytes", "sha256"), _files(bundle), numbers={"bytes"})
-    when = "now" if hashed_now else "when first seen; --verify hashes again"
+    when = "now" if hashed_now else "when first seen; --verify always hashes again"
     yield facts([("verified", f"all {len(bundle.manifest.files)} files match their sha256, hashed {when}")])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from sora_runtime.errors import InvalidRequest
-from sora_runtime.output import check_file, check_folder, write_text
+from sora_runtime.output import check_file, check_folder, suffix_of, write_text
 
 if TYPE_CHECKING:
     from sora_runtime.receipt import Receipt
@@ -47,7 +48,7 @@ class Outputs:
             InvalidRequest: ``mp4`` has another ending.
             OutputError: A folder is missing or cannot be written to.
         """
-        if self.mp4.suffix.lower() != ".mp4":
+        if suffix_of(self.mp4) != ".mp4":
             raise InvalidRequest(f"--out {self.mp4} does not end in .mp4; use such a name (GIF: --gif, PNG: --frames)")
         check_file(self.mp4)
         if self.gif:
@@ -67,11 +68,12 @@ def check_all(outputs: Sequence[Outputs], json: Path | None) -> None:
     if json is not None and json != STDOUT:
         named.append(("--json", json))
         check_file(json)
-    seen: dict[Path, str] = {}
+    seen: dict[str, str] = {}
     for option, path in named:
-        if path.resolve() in seen:
-            raise InvalidRequest(f"{seen[path.resolve()]} and {option} are both {path}; give two names")
-        seen[path.resolve()] = option
+        real = os.path.realpath(path)  # Path.resolve raises where links lead in a circle
+        if real in seen:
+            raise InvalidRequest(f"{seen[real]} and {option} are both {path}; give two names")
+        seen[real] = option
     for files in outputs:
         files.check()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import RenderableType
 
 from sora_runtime.cli.tables import amount, byte_size, columns, duration, facts
+from sora_runtime.machine import DEFAULT_USD_PER_VCPU_HOUR
 
 if TYPE_CHECKING:
     from sora_runtime.receipt import Receipt
@@ -115,6 +116,8 @@ def _stages(receipt: Receipt) -> list[tuple[str, str, str, str]]:
         else (name, f"{value:.3f}", f"{value / max(seconds.total, 1e-9):.1%}", note)
         for name, value, note in rows
     ]
+    if seconds.queued > 0.0005:  # what would not show as 0.000
+        table.insert(0, ("queued", f"{seconds.queued:.3f}", "", "for other clips, not in total"))
     if seconds.load is not None:
         table.insert(0, ("load", f"{seconds.load:.3f}", "", "once per runtime, not in total"))
     return table
@@ -129,4 +132,8 @@ def _work(receipt: Receipt) -> list[tuple[str, str]]:
 
 
 def _price(receipt: Receipt) -> tuple[str, str]:
-    return "price", f"{amount(receipt.cost.usd_per_hour)} USD an hour; {receipt.cost.price_source}"
+    an_hour = f"{amount(receipt.cost.usd_per_hour)} USD an hour"
+    if not receipt.cost.price_is_default:
+        return "price", f"{an_hour}, as stated"
+    rate = f"{DEFAULT_USD_PER_VCPU_HOUR:g} per vCPU-hour, AWS m7g.large"
+    return "price", f"{an_hour} (default: {rate}; --price-per-hour sets yours)"

@@ -41,9 +41,11 @@ class OnnxRuntimeEngine:
         options.inter_op_num_threads = 1
         options.log_severity_level = _FATAL_ONLY  # errors arrive as exceptions
         try:
-            self._session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+            self._session: Any = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library raises a dozen unrelated classes
-            raise EngineError(f"ONNX Runtime cannot load '{graph}' ({_first_line(error)})") from error
+            raise EngineError(
+                f"ONNX Runtime cannot load '{graph}' ({_first_line(error)}); rebuild the bundle"
+            ) from error
         self._graph = graph
 
     @cached_property
@@ -68,11 +70,11 @@ class OnnxRuntimeEngine:
         for name, spec in self.outputs.items():
             pointer = arrays[name].ctypes.data
             binding.bind_output(name, "cpu", 0, spec.dtype.type, spec.shape, pointer)
-        return OnnxRuntimeBinding(self._session, binding, dict(arrays))
+        return OnnxRuntimeBinding(self._graph.name, self._session, binding, dict(arrays))
 
     def close(self) -> None:
         """Drop the session; bindings that still stand keep it alive until they go."""
-        del self._session
+        self._session = None
 
     def _specs(self, nodes: list[Any]) -> Mapping[str, TensorSpec]:
         specs = {}
@@ -89,7 +91,8 @@ class OnnxRuntimeEngine:
 class OnnxRuntimeBinding:
     """One set of buffers of an `OnnxRuntimeEngine`."""
 
-    def __init__(self, session: Any, binding: Any, arrays: dict[str, Array]) -> None:
+    def __init__(self, graph: str, session: Any, binding: Any, arrays: dict[str, Array]) -> None:
+        self._graph = graph
         self._session = session
         self._binding = binding
         self._arrays = arrays  # the binding holds bare pointers into these
@@ -99,7 +102,9 @@ class OnnxRuntimeBinding:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # see OnnxRuntimeEngine.__init__
-            raise EngineError(f"ONNX Runtime failed to run a graph ({_first_line(error)})") from error
+            raise EngineError(
+                f"ONNX Runtime failed at '{self._graph}' ({_first_line(error)}); use a smaller size if memory ran out"
+            ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -30,6 +30,9 @@ TEST(program_refuses_numbers_that_are_not_finite) {
   row = euler_row();
   row.store_output = INFINITY;
   CHECK_THROWS(Program({row}), std::invalid_argument);
+  row = euler_row();
+  row.guidance_scale = 1e300;  // finite, but not in float32
+  CHECK_THROWS(Program({row}), std::invalid_argument);
 }
 
 TEST(program_refuses_output_without_evaluation) {

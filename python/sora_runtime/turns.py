@@ -1,0 +1,40 @@
+"""Turns at a runtime's engines: one thread at a time, and nobody waits for themselves."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from . import _core
+from .errors import Cancelled, InvalidRequest
+
+
+def stop_if_cancelled(cancel: _core.CancelToken | None, when: str) -> None:
+    """Raise `Cancelled` if `cancel` was asked to stop; `when` completes the sentence."""
+    if cancel is not None and cancel.cancelled:
+        raise Cancelled(f"cancelled {when}")
+
+
+class Turns:
+    """A lock that a cancelled request stops waiting for, and that refuses its own holder."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holder: int | None = None
+
+    def refuse_reentry(self) -> None:
+        """Raise `InvalidRequest` on the thread whose turn it is: it would wait for itself for ever."""
+        if self._holder == threading.get_ident():
+            raise InvalidRequest("the runtime was called from a callback of its own; call it after generate returns")
+
+    @contextmanager
+    def turn(self, cancel: _core.CancelToken | None = None) -> Iterator[None]:
+        """Wait for the engines and hold them; raises `Cancelled` once `cancel` is set while waiting."""
+        self.refuse_reentry()
+        while not self._lock.acquire(timeout=-1 if cancel is None else 0.05):
+            stop_if_cancelled(cancel, "while waiting for another clip")
+        self._holder = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._holder = None
+            self._lock.release()
