@@ -9,7 +9,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
@@ -46,7 +46,7 @@ class Facts(_Record):
     spatial_stride: int = Field(gt=0)
     temporal_stride: int = Field(gt=0)
     patch_size: tuple[PositiveInt, PositiveInt, PositiveInt]
-    fps: float = Field(gt=0)
+    fps: float = Field(ge=1, le=240)
     max_sequence_length: int = Field(gt=0)
     text_dim: int = Field(gt=0)
     pad_token_id: int = 0
@@ -144,6 +144,17 @@ class Bundle:
         names = {name: self._record(name) for name in (relative, *record.data)}
         verify_files(self.root, names, insist=False)
         return self.root / relative
+
+    def read_json(self, relative: str) -> dict[str, Any]:
+        """The JSON object in a file of the bundle; raises `BundleError` as `path` does, or if it is none."""
+        path = self.path(relative)
+        try:
+            data = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise BundleError(f"'{path}' cannot be read ({error}); rebuild the bundle") from error
+        if not isinstance(data, dict):
+            raise BundleError(f"'{path}' holds no JSON object; rebuild the bundle")
+        return data
 
     def _record(self, relative: str) -> FileRecord:
         if relative not in self.manifest.files:

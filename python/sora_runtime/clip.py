@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InvalidRequest
+from .output import suffix_of
 from .receipt import Receipt
 
 
@@ -37,7 +38,7 @@ class Clip:
         from .video import VideoWriter, write_gif  # PyAV is slow to import
 
         target = Path(path)
-        suffix = target.suffix.lower()
+        suffix = suffix_of(target)
         if suffix == ".gif":
             write_gif(target, self.frames, self.fps)
             return

@@ -9,12 +9,11 @@ prompt -> token ids -> prompt_embeds (cached) ; seed -> noise ; request -> sampl
 noise -> denoiser and fused step, once a row -> latents -> decoder, chunk by chunk -> rgb8 frames
 """
 
-import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from .bundle import Bundle, TransformerBucket, Verify
 from .clip import Clip
 from .denoise import DenoiseResult, Embeddings
 from .embedding_store import EmbeddingStore
-from .errors import BundleError, Cancelled, EngineError, InvalidRequest
+from .errors import Cancelled, EngineError, InvalidRequest
 from .machine import available_cores
 from .request import RequestFields, ResolvedRequest, resolve
 from .sampling import Guidance, SamplerProgram, compile_program, read_scheduler_config, with_solver
@@ -73,7 +72,7 @@ class Runtime:
             cache=self.embedding_cache,
             store=embedding_store,
         )
-        self._scheduler_config = _read_json(bundle.path(manifest.scheduler))
+        self._scheduler_config = bundle.read_json(manifest.scheduler)
         self._stages: dict[TransformerBucket, Stages] = {}
         self._turns = Turns()
         self._closed = False
@@ -295,13 +294,3 @@ class Runtime:
                 self.bundle, request.bucket, request.geometry, num_threads=self.num_threads
             )
         return self._stages[request.bucket]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BundleError(f"'{path}' cannot be read ({error}); rebuild the bundle") from error
-    if not isinstance(data, dict):
-        raise BundleError(f"'{path}' holds no JSON object; rebuild the bundle")
-    return data
