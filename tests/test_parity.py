@@ -119,5 +119,6 @@ def test_streamed_frames_equal_the_whole_decoder(runtime: sora.Runtime, pipeline
         whole = pipeline.vae.decode(torch.from_numpy(clip.latents) * std + mean, return_dict=False)[0]
     # diffusers clamps what it decodes; the graphs leave that to the conversion to rgb8.
     ours = np.concatenate(chunks, axis=1).clip(-1, 1)
-    assert np.abs(ours - whole[0].numpy()).max() <= 1e-4
+    print(f"largest difference {np.abs(ours - whole[0].numpy()).max():.1e}")
+    assert np.abs(ours - whole[0].numpy()).max() <= 1e-5
     assert np.linalg.norm(ours - whole[0].numpy()) / np.linalg.norm(whole) <= 1e-5

@@ -188,7 +188,7 @@ class Bundle:
         try:
             text = (root / "bundle.json").read_bytes()
             data = json.loads(text)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BundleError(f"'{root / 'bundle.json'}' cannot be read ({error}); rebuild the bundle") from error
         version = data.get("schema_version") if isinstance(data, dict) else None
         if version != SCHEMA_VERSION:

@@ -15,7 +15,8 @@ from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from transformers import UMT5EncoderModel
 
 from sora_export.pocket import checkpoint
-from sora_export.pocket.models import build_text_encoder, build_transformer
+from sora_export.pocket.models import MAX_SEQUENCE_LENGTH, build_text_encoder, build_transformer
+from sora_export.pocket.render import FPS, HEIGHT, NUM_FRAMES, WIDTH
 from sora_export.pocket.tokenizer import load_or_train_tokenizer, save_tokenizer
 from sora_export.pocket.train_transformer import CHECKPOINT, load_vae
 
@@ -55,6 +56,18 @@ def export(options: argparse.Namespace) -> None:
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    defaults = {
+        "license": "Apache-2.0",
+        "fps": FPS,
+        "max_sequence_length": MAX_SEQUENCE_LENGTH,
+        "num_inference_steps": options.steps,
+        "guidance_scale": options.guidance_scale,
+        "negative_prompt": "",
+        "height": HEIGHT,
+        "width": WIDTH,
+        "num_frames": NUM_FRAMES,
+    }
+    (out / "sora_defaults.json").write_text(json.dumps(defaults, indent=2) + "\n")
     for path in out.rglob("*.safetensors"):
         path.chmod(0o644)
     size = sum(path.stat().st_size for path in out.rglob("*.safetensors"))
@@ -68,6 +81,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--transformer", required=True, help="folder that train_transformer wrote")
     parser.add_argument("--out", required=True, help="the diffusers folder to write")
     parser.add_argument("--flow-shift", type=float, default=3.0)
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps of a request that names none")
+    parser.add_argument("--guidance-scale", type=float, default=3.0, help="likewise")
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--layers", type=int, default=6)
     torch.manual_seed(0)
