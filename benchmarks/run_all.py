@@ -20,7 +20,10 @@ RECORDED = ("adherence", "timing")
 def write_readme(readme: str) -> str:
     """The README with each `<!-- NAME -->` block replaced by the table of its recorded result."""
     for name in (*MEASURED, *RECORDED):
-        result = json.loads((RESULTS / f"{name}.json").read_text())
+        recorded = RESULTS / f"{name}.json"
+        if not recorded.exists():  # not measured yet: its block stays as it is
+            continue
+        result = json.loads(recorded.read_text())
         table = importlib.import_module(f"benchmarks.{name}").table(result)
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(readme):

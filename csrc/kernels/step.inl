@@ -119,9 +119,11 @@ SORA_HD std::uint8_t to_rgb8(float value) {
 inline void frames_to_rgb8_impl(const float* frames, std::uint8_t* rgb8, std::int64_t num_frames, std::int64_t plane,
                                 int num_threads) {
   const std::int64_t channel = num_frames * plane;
-  core::parallel_for((channel + kTile - 1) / kTile, num_threads, [&](std::int64_t block) {
-    const std::int64_t end = std::min(channel, (block + 1) * kTile);
-    for (std::int64_t i = block * kTile; i < end; ++i) {
+  // Large blocks: for a few small frames a second thread costs more than it saves.
+  constexpr std::int64_t block_size = std::int64_t{1} << 16;
+  core::parallel_for((channel + block_size - 1) / block_size, num_threads, [&](std::int64_t block) {
+    const std::int64_t end = std::min(channel, (block + 1) * block_size);
+    for (std::int64_t i = block * block_size; i < end; ++i) {
       rgb8[3 * i] = to_rgb8(frames[i]);
       rgb8[3 * i + 1] = to_rgb8(frames[channel + i]);
       rgb8[3 * i + 2] = to_rgb8(frames[2 * channel + i]);

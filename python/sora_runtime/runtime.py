@@ -12,6 +12,7 @@ noise -> denoiser and fused step, once a row -> latents -> decoder, chunk by chu
 import os
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Unpack
 
@@ -73,6 +74,8 @@ class Runtime:
             store=embedding_store,
         )
         self._scheduler_config = bundle.read_json(manifest.scheduler)
+        # A server's requests repeat their settings, and a program takes milliseconds to compile.
+        self._compiled = lru_cache(maxsize=64)(self._compile)
         self._stages: dict[TransformerBucket, Stages] = {}
         self._turns = Turns()
         self._closed = False
@@ -136,13 +139,13 @@ class Runtime:
             Cancelled: stopped through `cancel`.
             EngineError: an engine failed.
         """
+        start = time.perf_counter()
         resolved = resolve(prompt, request, self.bundle.manifest)
         program = self.program(resolved)
         report = on_progress or (lambda _stage, _done, _total: None)
         self._turns.refuse_reentry()
         if self._closed:
             raise EngineError("the runtime was closed; load it again with Runtime.load")
-        start = time.perf_counter()
         embeddings, use = self._embed(resolved, program, report, cancel)
         asked = time.perf_counter()
         with self._turns.turn(cancel):
@@ -174,22 +177,19 @@ class Runtime:
 
     def program(self, request: ResolvedRequest) -> SamplerProgram:
         """The sampler program that serves a request."""
-        config = self._scheduler_config
-        if request.solver is not None:
-            config = with_solver(config, request.solver)
-        specification = read_scheduler_config(config)
         guidance = Guidance(
             scale=request.guidance_scale,
             rescale=request.guidance_rescale,
             boundary_ratio=self.bundle.manifest.facts.boundary_ratio,
             scale_2=request.guidance_scale_2,
         )
+        return self._compiled(request.solver, request.num_inference_steps, guidance, request.geometry.tokens)
+
+    def _compile(self, solver: str | None, num_inference_steps: int, guidance: Guidance, tokens: int) -> SamplerProgram:
+        config = self._scheduler_config if solver is None else with_solver(self._scheduler_config, solver)
+        specification = read_scheduler_config(config)
         return compile_program(
-            specification.solver,
-            specification.schedule,
-            request.num_inference_steps,
-            guidance,
-            image_seq_len=request.geometry.tokens,
+            specification.solver, specification.schedule, num_inference_steps, guidance, image_seq_len=tokens
         )
 
     def close(self) -> None:

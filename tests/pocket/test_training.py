@@ -43,7 +43,7 @@ def test_vae_training_reduces_the_loss() -> None:
         loss = train_vae.train_step(vae, clips, amp=False)
         loss.backward()
         optimiser.step(0.0, 1.0)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.7 * losses[0]
 
 
@@ -67,7 +67,7 @@ def test_transformer_training_reduces_the_loss(first_frame: bool) -> None:
         )
         loss.backward()
         optimiser.step(0.0, 1.0)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 

@@ -95,7 +95,7 @@ def _motion(alpha: Array) -> str:
             return "right" if right > 0 else "left"
         return "down" if down > 0 else "up"
     windows = _windows(alpha, np.arange(0, len(alpha), 2))
-    overlaps = np.minimum(windows, windows[:1]).sum(1) / np.maximum(windows, windows[:1]).sum(1)
+    overlaps = np.minimum(windows, windows[:1]).sum(1) / (np.maximum(windows, windows[:1]).sum(1) + 1e-6)
     return "spinning" if overlaps.min() < SPIN_OVERLAP else "still"
 
 

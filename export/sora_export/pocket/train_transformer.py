@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
         for average in averages.values():
             average.update()
         pace.tick()
-        running, step = running + float(loss), step + 1
+        running, step = running + float(loss.detach()), step + 1
         if step % options.print_every == 0:
             threads = torch.get_num_threads()
             mean = running / options.print_every

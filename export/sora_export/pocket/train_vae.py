@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
         optimiser.step((before + elapsed) / total, min(1.0, (step + 1) / 50))
         average.update()
         pace.tick()
-        running += float(loss)
+        running += float(loss.detach())
         step += 1
         if step % options.print_every == 0:
             print(

@@ -11,7 +11,7 @@ using sora::kernels::frames_to_rgb8;
 
 TEST(rgb8_interleaves_channels_frame_by_frame) {
   const std::int64_t num_frames = 3;
-  const std::int64_t plane = 1001;
+  const std::int64_t plane = 30011;  // several blocks
   std::vector<float> frames(static_cast<std::size_t>(3 * num_frames * plane));
   for (std::size_t i = 0; i < frames.size(); ++i)
     frames[i] = static_cast<float>(std::sin(static_cast<double>(i))) * 1.3F;
