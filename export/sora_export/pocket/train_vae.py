@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Train for --minutes, saving every two minutes and at the end; print progress and detector scores."""
     options = _parse(arguments)
     torch.manual_seed(options.seed)
-    vae = build_vae().to(options.device)
+    vae = build_vae(z_dim=options.channels).to(options.device)
     average = WeightAverage(vae, 0.998)
     path = Path(options.out) / CHECKPOINT
     before = checkpoint.load(path, {"vae": vae}, {"vae": average}) if options.resume else 0.0
@@ -158,6 +158,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
     parser.add_argument("--decoder-only", action="store_true", help="leave the latents as they are")
+    parser.add_argument("--channels", type=int, default=LATENT_CHANNELS, help="of the latents; see widen_vae")
     parser.add_argument("--batch", type=int, default=4, help="clips of 25 frames in a step")
     parser.add_argument("--size", type=int, default=64, help="height and width in pixels")
     parser.add_argument("--lr", type=float, default=2e-3)
