@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sora_export.pocket import checkpoint, train_transformer, train_vae
+from sora_export.pocket import checkpoint, train_transformer, train_vae, widen_vae
 from sora_export.pocket.attention import use_plain_attention
 from sora_export.pocket.captions import training_scenes
 from sora_export.pocket.flow import flow_loss, sample
@@ -169,3 +169,14 @@ def test_prompts_are_zero_beyond_their_tokens() -> None:
     # padding in a batch must not leak into a shorter prompt
     torch.testing.assert_close(alone[0], together[0], atol=1e-5, rtol=1e-5)
     assert isinstance(train_transformer._parse(["--vae", "a", "--out", "b", "--minutes", "1"]), argparse.Namespace)
+
+
+def test_the_recipe_narrow_then_wide_runs_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first three commands of the model card, for two seconds each."""
+    common = ["--out", str(tmp_path), "--minutes", "0.03", "--eval-scenes", "2", "--device", "cpu"]
+    train_vae.main([*common, "--channels", "16"])
+    widen_vae.main(["--out", str(tmp_path), "--channels-before", "16"])
+    train_vae.main([*common, "--resume"])
+    said = capsys.readouterr().out
+    assert "16 -> 24 latent channels" in said
+    assert said.count("held out:") == 2

@@ -48,7 +48,7 @@ def train_step(vae: AutoencoderKLWan, clips: Clips, amp: bool) -> Tensor:
     """The loss of one batch: encode, disturb the mean with noise, decode."""
     device = clips.frames.device.type
     with torch.autocast(device, torch.bfloat16, enabled=amp):
-        mean = vae_forward.encode(vae, clips.frames)[:, :LATENT_CHANNELS].float()
+        mean = vae_forward.encode(vae, clips.frames)[:, : vae.z_dim].float()
         noisy = mean + POSTERIOR_STD * torch.randn_like(mean)
         output = vae_forward.decode(vae, noisy).float()
     # without a price on size the encoder would drown the noise instead of using its channels well
@@ -58,7 +58,7 @@ def train_step(vae: AutoencoderKLWan, clips: Clips, amp: bool) -> Tensor:
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKLWan, clips: Clips) -> Tensor:
     """Frames after encoding and decoding in float32, clamped to [-1, 1]."""
-    mean = vae_forward.encode(vae, clips.frames)[:, :LATENT_CHANNELS]
+    mean = vae_forward.encode(vae, clips.frames)[:, : vae.z_dim]
     return vae_forward.decode(vae, mean).clamp(-1, 1)
 
 
