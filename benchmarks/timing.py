@@ -22,7 +22,8 @@ RESULT = Path(__file__).parent / "results" / "timing.json"
 def seconds_of(target: str, folder: Path) -> float:
     """Wall time of a make target that must succeed."""
     start = time.perf_counter()
-    subprocess.run(["make", target], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    # Its output goes to stderr: whoever waits can watch, and sees why it failed.
+    subprocess.run(["make", target], cwd=folder, check=True, stdout=sys.stderr)
     return time.perf_counter() - start
 
 
