@@ -93,8 +93,8 @@ void Sampler::step(std::int64_t index, const Row& row, const NoiseSource& noise)
   k.guidance_scale = static_cast<float>(row.guidance_scale);
   k.output_factor = 1.0F;
   if (row.guided() && row.guidance_rescale != 0.0) {
-    k.output_factor =
-        rescale_factor(kernels::guidance_moments(b, k.guidance_scale, moments_.data(), num_threads_), b.n, row.guidance_rescale);
+    k.output_factor = rescale_factor(kernels::guidance_moments(b, k.guidance_scale, moments_.data(), num_threads_), b.n,
+                                     row.guidance_rescale);
   }
   k.latents = static_cast<float>(row.latents);
   k.output = static_cast<float>(row.output);
