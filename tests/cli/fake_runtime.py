@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -151,3 +152,9 @@ def main_that_sleeps(seconds: float) -> None:
 
     install(FakeRuntime(SoraError("nobody stopped me"), seconds), pytest.MonkeyPatch())
     main()
+
+
+def default_signals() -> None:
+    """In the child: a test run in the background, or under nohup, hands on signals that are ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_runtime import Command
+from fake_runtime import Command, default_signals
 
 import sora_runtime
 
@@ -66,7 +66,12 @@ def test_signals_clean_up(tmp_path: Path, number: signal.Signals, exit_code: int
     (tmp_path / "clip.mp4").write_bytes(b"an older clip")
     command = [sys.executable, "-c", SLEEPS, "120", "run", "a red circle", "--json", "r.json"]
     with subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=default_signals,
     ) as process:
         wait_for_partial_file(process, tmp_path)
         process.send_signal(number)

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from fake_runtime import Command
+from fake_runtime import Command, default_signals
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -122,6 +122,7 @@ def test_the_compiled_loop_can_be_interrupted(
         cwd=tmp_path,
         env=dict(os.environ),
         stderr=subprocess.PIPE,
+        preexec_fn=default_signals,
     ) as process:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("cache/*.embed")):
