@@ -33,13 +33,15 @@ def test_manifest_lists_every_file_with_its_hash(bundle: Path) -> None:
     files = manifest(bundle)["files"]
     for name, record in files.items():
         data = (bundle / name).read_bytes()
-        assert record == {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        assert (record["sha256"], record["size"]) == (hashlib.sha256(data).hexdigest(), len(data))
+        assert ("data" in record) == name.endswith(".onnx")
     on_disk = {path.name for path in bundle.glob("*.onnx")}
     assert on_disk == {name for name in files if name.endswith(".onnx")}
     assert {"tokenizer.json", "scheduler/scheduler_config.json", "model_index.json"} <= set(files)
-    for model in graphs(bundle).values():
+    for name, model in graphs(bundle).items():
         used = {external(i)["location"] for i in model.graph.initializer if i.external_data}
         assert used and used <= set(files)
+        assert set(files[name]["data"]) == used
 
 
 def test_manifest_states_the_facts_of_the_configs(plain_bundle: Path) -> None:
