@@ -69,7 +69,7 @@ def test_a_missing_field_is_named(copy: Path) -> None:
 
 @pytest.mark.parametrize("evil", ["../outside", "/etc/passwd"])
 def test_a_path_out_of_the_bundle_is_refused(copy: Path, evil: str) -> None:
-    edit(copy, tokenizer=evil)
+    edit(copy, scheduler=evil)
     with pytest.raises(sora.BundleError, match="points out of the bundle"):
         sora.Bundle.load(copy)
 

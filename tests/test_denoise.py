@@ -8,6 +8,7 @@ import pytest
 
 from sora_runtime.denoise import Denoiser, Embeddings
 from sora_runtime.engines.engine import Array, TensorSpec
+from sora_runtime.errors import EngineError
 from sora_runtime.sampling import Guidance, compile_program, read_scheduler_config
 
 SHAPE, TEXT = (1, 2, 3, 4, 5), (1, 6, 7)
@@ -50,6 +51,10 @@ class NumpyEngine:
             a["model_output"][...] = 0.5 * a["hidden_states"].astype(np.float64) + text + a["timestep"][0] / 1e4
 
 
+def text(value: float) -> dict[str, np.ndarray]:
+    return {"encoder_hidden_states": np.full(TEXT, value, np.float32), "of no use to this engine": np.zeros(1)}
+
+
 def expected(program: Any, start: np.ndarray, texts: tuple[float, float]) -> np.ndarray:
     x = start.astype(np.float64) * program.initial_scale
     for row in program.rows:
@@ -65,7 +70,7 @@ def test_engines_of_either_dtype_follow_the_program(specification: Any, dtype: A
     """float16 rounds inputs and outputs to 11 bits at each of 6 steps."""
     program = compile_program(specification.solver, specification.schedule, 6, Guidance(3.0))
     start = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
-    embeddings = Embeddings(np.full(TEXT, 0.25, np.float32), np.full(TEXT, -0.5, np.float32))
+    embeddings = Embeddings(text(0.25), text(-0.5))
     denoiser = Denoiser([NumpyEngine(dtype)], num_threads=1)
     for _ in range(2):  # a second run starts afresh
         result = denoiser.run(program, embeddings, start, noise=None, on_step=None, cancel=None)
@@ -96,7 +101,36 @@ def test_two_experts_take_turns_at_the_boundary() -> None:
 
     denoiser = Denoiser([Counting(0), Counting(1)], num_threads=1)
     start = np.zeros(SHAPE, np.float32)
-    embeddings = Embeddings(np.zeros(TEXT, np.float32), None)
+    embeddings = Embeddings(text(0.0))
     denoiser.run(program, embeddings, start, noise=None, on_step=None, cancel=None)
     assert ran == [0 if row["timestep"] >= 875 else 1 for row in program.rows]
     assert set(ran) == {0, 1}
+
+
+def test_what_both_branches_share_is_bound_once_and_checked() -> None:
+    class Shown(NumpyEngine):
+        def __init__(self) -> None:
+            super().__init__(np.float32)
+            self.inputs = {**self.inputs, "condition": TensorSpec((1, 2, 1, 4, 5), np.dtype(np.float32))}
+            self.bound: list[Mapping[str, Array]] = []
+
+        def bind(self, arrays: Mapping[str, Array]) -> NumpyEngine.Bound:
+            self.bound.append(arrays)
+            return super().bind(arrays)
+
+    engine, condition = Shown(), np.random.default_rng(1).standard_normal((1, 2, 1, 4, 5)).astype(np.float32)
+    denoiser = Denoiser([engine], num_threads=1)
+    program = compile_program(EULER.solver, EULER.schedule, 2, Guidance(3.0))
+    start = np.zeros(SHAPE, np.float32)
+
+    def run(shared: dict[str, np.ndarray]) -> None:
+        embeddings = Embeddings(text(0.25), text(-0.5), shared)
+        denoiser.run(program, embeddings, start, noise=None, on_step=None, cancel=None)
+
+    run({"condition": condition})
+    first, second = (arrays["condition"] for arrays in engine.bound)
+    assert first is second and np.array_equal(first, condition)
+    with pytest.raises(EngineError, match="'condition', which nothing gives"):
+        run({})
+    with pytest.raises(EngineError, match=r"'condition' of \[1, 2, 1, 4, 5\] and gets \[1, 2, 4, 5\]"):
+        run({"condition": condition[:, :, 0]})

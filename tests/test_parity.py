@@ -45,8 +45,9 @@ def scheduler_of(solver: str, shift: float) -> Any:
 
 def embeds(runtime: sora.Runtime, prompt: str) -> torch.Tensor:
     use = TextUse()
-    ids = runtime.text_encoder.tokenize(prompt, "prompt", use)
-    return torch.from_numpy(runtime.text_encoder.embed(ids, use).copy())
+    encoder = runtime.text_encoders.encoders["text_encoder"]
+    outputs = encoder.embed(encoder.tokenize(prompt, "prompt", use), use)
+    return torch.from_numpy(outputs["encoder_hidden_states"].copy())
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -63,7 +64,7 @@ def diffusers_latents(pipe: Any, runtime: sora.Runtime, noise: np.ndarray, **arg
         height=defaults.height,
         width=defaults.width,
         num_frames=defaults.num_frames,
-        max_sequence_length=runtime.bundle.manifest.facts.max_sequence_length,
+        max_sequence_length=runtime.bundle.manifest.components.text_encoder.max_sequence_length,
         output_type="latent",
         **arguments,
     ).frames
@@ -87,7 +88,7 @@ def test_latents_and_frames_equal_diffusers(
     runtime: sora.Runtime, pipeline: Any, clip: sora.Clip, solver: str, steps: int, guidance_scale: float
 ) -> None:
     noise = np.random.default_rng(SEED).standard_normal(clip.latents.shape, np.float32)
-    shift = float(runtime._scheduler_config["flow_shift"])
+    shift = float(runtime.bundle.read_json(runtime.bundle.manifest.scheduler)["flow_shift"])
     pipeline.scheduler = scheduler_of(solver, shift)
     theirs = diffusers_latents(pipeline, runtime, noise, num_inference_steps=steps, guidance_scale=guidance_scale)
     ours = runtime.generate(
@@ -102,7 +103,7 @@ def test_latents_and_frames_equal_diffusers(
 
 
 def test_prompt_embeds_equal_diffusers(runtime: sora.Runtime, pipeline: Any) -> None:
-    length = runtime.bundle.manifest.facts.max_sequence_length
+    length = runtime.bundle.manifest.components.text_encoder.max_sequence_length
     theirs, _ = pipeline.encode_prompt(PROMPT, do_classifier_free_guidance=False, max_sequence_length=length)
     ours = embeds(runtime, PROMPT)
     assert torch.linalg.norm(ours - theirs) / torch.linalg.norm(theirs) <= 1e-5

@@ -111,11 +111,11 @@ def test_warm_cache_never_loads_the_text_encoder(tmp_path: Path) -> None:
     from_disk = sora.Runtime.load("wan-pocket", num_threads=2, embedding_cache_dir=tmp_path)
     for runtime in (shared, from_disk):
         clip = runtime.generate(PROMPT, num_inference_steps=1)
-        assert not runtime.text_encoder.loaded
+        assert not runtime.text_encoders.loaded
         assert clip.receipt.embedding_cache.hits == 2
         assert np.array_equal(clip.frames, expected.frames)
         assert not any("text_encoder" in name for name in clip.receipt.hashes.graphs)
-    assert warm.text_encoder.loaded
+    assert warm.text_encoders.loaded
 
 
 def test_same_seed_same_frames(runtime: sora.Runtime, clip: sora.Clip) -> None:

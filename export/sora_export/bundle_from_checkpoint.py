@@ -16,6 +16,7 @@ from sora_export.checkpoint import Checkpoint
 from sora_export.defaults import read_defaults, with_defaults
 from sora_export.external_data import attach_weights, read_weights
 from sora_export.families import Component, Family, Shapes, family_of
+from sora_export.graph_report import report
 from sora_export.manifest import file_record, made_by, sha256_of, write_manifest
 from sora_export.onnx_from_torch import onnx_from_torch
 from sora_export.staging import Staging
@@ -31,6 +32,7 @@ def build_bundle(
     sizes: Sequence[tuple[int, int]],
     num_frames: Sequence[int],
     *,
+    tasks: Sequence[str] | None = None,
     name: str | None = None,
     check_parity: bool = True,
     progress: Progress = lambda message: None,
@@ -46,6 +48,7 @@ def build_bundle(
         out: The bundle's folder; may be `checkpoint` itself.
         sizes: (height, width) in pixels; each is combined with each of `num_frames`.
         num_frames: Numbers of frames, 4k+1 for a VAE with a temporal stride of 4.
+        tasks: "t2v" (from a prompt) and "i2v" (from a picture too); None: all that the checkpoint is for.
         name: The model's name in receipts; the folder's name if None.
         check_parity: Whether to compare every graph with torch on the real weights, which takes
             the memory of the largest component twice in float32.
@@ -64,10 +67,12 @@ def build_bundle(
     for folder in Checkpoint(source).weight_folders():
         read_weights(Checkpoint(source).weight_files(folder))
     user = read_defaults(Checkpoint(source))
-    shapes = Shapes(list(dict.fromkeys(sizes)), list(dict.fromkeys(num_frames)))
+    facts = family.read_facts(Checkpoint(source))
+    wanted = _tasks(facts.pop("tasks"), tasks)
+    shapes = Shapes(list(dict.fromkeys(sizes)), list(dict.fromkeys(num_frames)), wanted)
     if not shapes.sizes or not shapes.num_frames:
         raise InvalidRequest("there is nothing to build; give a size and a number of frames")
-    facts = with_defaults(family.read_facts(Checkpoint(source)), user, shapes)
+    facts = with_defaults(facts, user, shapes)
     check_shapes(facts, shapes)
     try:
         with Staging(target) as staging:
@@ -82,6 +87,13 @@ def build_bundle(
             "check the disk and its permissions"
         ) from error
     return target
+
+
+def _tasks(known: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+    for task in wanted or ():
+        if task not in known:
+            raise InvalidRequest(f"task {task!r} is not what this checkpoint is for; use {' or '.join(known)}")
+    return [task for task in known if not wanted or task in wanted]
 
 
 def check_shapes(facts: Mapping[str, Any], shapes: Shapes) -> None:
@@ -101,6 +113,8 @@ def check_shapes(facts: Mapping[str, Any], shapes: Shapes) -> None:
                     f"{key} = {value} is not a multiple of {step} (stride "
                     f"{facts['spatial_stride']} x patch {patch}); use {near}"
                 )
+    if facts.get("pad_latent_frames"):
+        patch_frames = 1
     stride = facts["temporal_stride"] * patch_frames
     for frames in shapes.num_frames:
         first = 1 + facts["temporal_stride"] * (patch_frames - 1)
@@ -123,7 +137,6 @@ class _Build:
 
     def run(self, name: str, license_name: str | None, check_parity: bool) -> dict[str, Any]:
         """Writes every graph under a temporary name and returns what bundle.json is to say."""
-        write_tokenizer(self.checkpoint, self.staging.new_file("tokenizer.json"))
         entries: dict[str, Any] = {}
         errors: dict[str, Any] = {}
         for component in self._components:
@@ -131,21 +144,27 @@ class _Build:
                 self._export(component, file)
             errors |= self._parity(component, check_parity)
             entries[component.name] = dict(component.entry)
+            if component.tokenizer_folder is not None:
+                file = f"{component.tokenizer_folder}.json"
+                write_tokenizer(self.checkpoint, component.tokenizer_folder, self.staging.new_file(file))
+                entries[component.name]["tokenizer"] = file
             if component.fingerprinted:
                 entries[component.name]["fingerprint"] = self._fingerprint(component)
         files = {relative: file_record(path) for relative, path in self._files()}
         return {
-            "schema_version": 1,
+            "schema_version": 2,
             "name": name,
             "family": self.family.NAME,
+            "tasks": self.shapes.tasks,
+            "engine": "onnxruntime",
             "precision": "fp32",
             "license": license_name,
             "facts": self.facts,
             "scheduler": "scheduler/scheduler_config.json",
-            "tokenizer": "tokenizer.json",
             "components": entries,
             "files": files,
             "parity": errors,
+            "reports": {file: report(self.staging.path_of(file)) for part in self._components for file in part.graphs},
             "made_by": made_by(),
         }
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from sora_runtime.errors import BundleError
 
@@ -33,6 +35,17 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     length: int
+
+
+def mapped(tensor: ir.ExternalTensor) -> NDArray[Any]:
+    """The values of external data as a read-only view of its mapped file, in the stored dtype.
+
+    onnx_ir's own reading refuses files with several hard links, which a bundle's weights are.
+    """
+    assert tensor.offset is not None
+    dtype = tensor.dtype.numpy()
+    shape = tuple(int(size) for size in tensor.shape.numpy())
+    return np.memmap(tensor.path, dtype, "r", tensor.offset, shape)
 
 
 def read_safetensors_header(file: Path) -> dict[str, StoredTensor]:

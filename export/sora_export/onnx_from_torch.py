@@ -14,6 +14,8 @@ import torch
 from onnxscript import optimizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sora_export.clean_graph import clean_graph
+
 OPSET = 23
 """The first opset with `Attention` and `RMSNormalization` as single operators."""
 
@@ -78,7 +80,7 @@ def onnx_from_torch(graph: TorchGraph) -> ExportedGraph:
         model.graph.initializers[name].const_value = None
     with quiet():
         optimizer.optimize_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
-        _linear_to_gemm(model.graph)
+        clean_graph(model)
         _finish(model, graph)
     used = {name: parameters[name] for name in parameters if name in model.graph.initializers}
     return ExportedGraph(model, used)
@@ -97,67 +99,9 @@ def _parameter_names(module: torch.nn.Module, model: ir.Model) -> dict[str, list
     return found
 
 
-def _linear_to_gemm(graph: ir.Graph) -> None:
-    """Rewrites `Add(MatMul(x, Transpose(W)), b)` to `Gemm(x, W, b, transB=1)` on two-dimensional x.
-
-    `W` is then used as the checkpoint stores it. With `Transpose` an engine would fold a transposed
-    copy of every weight before it packs it, which costs the size of the model while loading.
-    """
-    for node in list(graph):
-        if node.op_type != "MatMul":
-            continue
-        x, weight_t = node.inputs
-        transpose = weight_t.producer() if weight_t is not None else None
-        if x is None or transpose is None or transpose.op_type != "Transpose":
-            continue
-        weight = transpose.inputs[0]
-        if weight is None or not weight.is_initializer() or weight.shape is None:
-            continue
-        if len(weight.shape) == 2 and x.shape is not None and x.shape.is_static():
-            _replace_linear(graph, node, x, weight)
-
-
-def _replace_linear(graph: ir.Graph, matmul: ir.Node, x: ir.Value, weight: ir.Value) -> None:
-    assert x.shape is not None and weight.shape is not None
-    out_features, in_features = (int(size) for size in weight.shape.numpy())
-    leading = [int(size) for size in x.shape.numpy()[:-1]]
-    product = matmul.outputs[0]
-    users = list(product.uses())
-    last, bias = matmul, None
-    if len(users) == 1 and users[0].node.op_type == "Add" and not product.is_graph_output():
-        other = users[0].node.inputs[1 - users[0].idx]
-        if other is not None and other.is_initializer() and other.shape == ir.Shape([out_features]):
-            last, bias = users[0].node, other
-    output = last.outputs[0]
-    flat = _reshape(graph, x, [-1, in_features])
-    gemm_inputs = [flat.outputs[0], weight] + ([bias] if bias is not None else [])
-    gemm = ir.node("Gemm", gemm_inputs, {"transB": 1}, name=f"{matmul.name}_gemm")
-    back = _reshape(graph, gemm.outputs[0], [*leading, out_features])
-    back.outputs[0].type, back.outputs[0].shape = output.type, output.shape
-    nodes = [flat, gemm, back]
-    old = [last] if last is matmul else [last, matmul]
-    ir.convenience.replace_nodes_and_values(graph, last, old, nodes, [output], [back.outputs[0]])
-
-
-def _reshape(graph: ir.Graph, value: ir.Value, shape: list[int]) -> ir.Node:
-    name = "shape." + "x".join(str(size) for size in shape)
-    if name not in graph.initializers:
-        tensor = ir.tensor(shape, dtype=ir.DataType.INT64, name=name)
-        graph.register_initializer(
-            ir.Value(
-                name=name,
-                shape=ir.Shape([len(shape)]),
-                type=ir.TensorType(ir.DataType.INT64),
-                const_value=tensor,
-            )
-        )
-    return ir.node("Reshape", [value, graph.initializers[name]])
-
-
 def _finish(model: ir.Model, graph: TorchGraph) -> None:
     """Removes what tracing left behind and gives outputs and node names their final form."""
     for transform in (
-        passes.CommonSubexpressionEliminationPass(),
         passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         passes.RemoveUnusedOpsetsPass(),

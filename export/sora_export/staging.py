@@ -14,7 +14,7 @@ from sora_export.checkpoint import Checkpoint, is_pickle
 from sora_runtime.errors import BundleError, OutputError
 
 _ROOT_FILES = ("*.json", "*.md", "*.txt", "LICENSE*", "NOTICE*")
-_NOT_LINKED = ("bundle.json", "tokenizer.json")
+_NOT_LINKED = ("bundle.json", "tokenizer.json", "tokenizer_2.json")
 
 
 class Staging:
@@ -28,6 +28,9 @@ class Staging:
 
     def __enter__(self) -> Self:
         self._make_folder(self.root)
+        for path in self.root.glob(".*"):  # of builds that were killed
+            if is_abandoned(path):
+                path.unlink(missing_ok=True)
         return self
 
     def __exit__(
@@ -52,6 +55,13 @@ class Staging:
         path = self.root / f".{os.getpid()}.{name}"
         self._temporary[name] = path
         return path
+
+    def will_create(self, name: str) -> None:
+        """Announces a file that will be written under its own name, so that a build that fails takes it away."""
+        path = self.root / name
+        if not path.exists() and path not in self._created:
+            self._make_folder(path.parent)
+            self._created.append(path)
 
     def path_of(self, name: str) -> Path:
         """Where a new file lies at the moment."""
@@ -114,6 +124,20 @@ class Staging:
         except OSError as error:
             raise OutputError(f"cannot create {folder} ({error.strerror}); give another --out") from error
         self._created.append(folder)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether the name is a temporary one, `.PID.NAME`, of a process that is no more."""
+    owner = path.name.split(".")[1] if path.name.startswith(".") else ""
+    if not owner.isdecimal() or path.is_dir():
+        return False
+    try:
+        os.kill(int(owner), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def _files_to_link(source: Checkpoint) -> Iterator[Path]:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .bundle import Bundle
-from .denoise import DenoiseResult, Embeddings
+from .denoise import Conditions, DenoiseResult, Embeddings
 from .engines import onnxruntime
 from .machine import (
     DEFAULT_PRICE_SOURCE,
@@ -51,9 +50,10 @@ class Record:
     load: float
     queued: float
     denoise: float
+    image_encode: float | None  # None: a clip without a picture
     vae_decode: float
     total: float
-    decode_engine_seconds: float
+    vae_engine_seconds: float  # of decoder, and of what encoded a picture
 
 
 def write_receipt(record: Record) -> Receipt:
@@ -78,7 +78,7 @@ def write_receipt(record: Record) -> Receipt:
         evaluations=Evaluations(made=statistics.evaluations, skipped=statistics.skipped),
         embedding_cache=CacheRecord(hits=record.text.hits, misses=record.text.misses),
         seconds=_seconds(record),
-        engine_seconds=(record.text.engine_seconds + record.denoised.engine_seconds + record.decode_engine_seconds),
+        engine_seconds=(record.text.engine_seconds + record.denoised.engine_seconds + record.vae_engine_seconds),
         peak_host_memory_bytes=peak_host_memory_bytes(),
         video_seconds=video_seconds,
         cost=_cost(request.price_per_hour, machine.cores, record.total, video_seconds),
@@ -93,6 +93,7 @@ def _seconds(record: Record) -> Seconds:
         queued=record.queued,
         tokenize=record.text.tokenize_seconds,
         text_encode=record.text.encode_seconds,
+        image_encode=record.image_encode,
         denoise=record.denoise,
         per_step=list(record.denoised.statistics.row_seconds),
         vae_decode=record.vae_decode,
@@ -118,6 +119,7 @@ def _uses_seed(request: ResolvedRequest, program: SamplerProgram) -> bool:
 def _request_record(request: ResolvedRequest, program: SamplerProgram) -> RequestRecord:
     seeded = _uses_seed(request, program)
     return RequestRecord(
+        task=request.bucket.task,
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
         seed=request.seed if seeded else None,
@@ -137,29 +139,35 @@ def _request_record(request: ResolvedRequest, program: SamplerProgram) -> Reques
 
 def _hashes(record: Record) -> Hashes:
     files = record.bundle.manifest.files
-    encoder = record.bundle.manifest.components.text_encoder.graph
-    ran = [*([encoder] if record.text.misses else []), *record.graphs]
+    ran = [*dict.fromkeys(record.text.ran), *record.graphs]
     embeds = {"prompt": _sha256(record.embeddings.conditional)}
     if record.embeddings.unconditional is not None:
         embeds["negative_prompt"] = _sha256(record.embeddings.unconditional)
-    latents = record.request.latents
+    latents, image = record.request.latents, record.request.image
     return Hashes(
         sampler_program=record.program.sha256,
         graphs={name: files[name].sha256 for name in ran},
         weights={weights: files[weights].sha256 for name in ran for weights in files[name].data},
         prompt_embeds=embeds,
-        latents=None if latents is None else _sha256(latents),
+        latents=None if latents is None else _sha256({"latents": latents}),
+        image=None if image is None else image.sha256,
     )
 
 
-def _sha256(array: NDArray[np.float32]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+def _sha256(arrays: Conditions) -> str:
+    """Over the bytes of all arrays, in the order of their names."""
+    content = hashlib.sha256()
+    for name in sorted(arrays):
+        content.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return content.hexdigest()
 
 
 def _reasons(request: ResolvedRequest, program: SamplerProgram) -> dict[str, str]:
     reasons = {"seconds.encode_mp4": NOT_SAVED, "machine.gpu": "the engine ran on the CPU"}
     if request.guidance_scale_2 is None:
         reasons["request.guidance_scale_2"] = "guidance_scale holds for every transformer"
+    if request.image is None:
+        reasons["seconds.image_encode"] = reasons["hashes.image"] = "the request had no image"
     if request.latents is None:
         reasons["hashes.latents"] = "the start noise was drawn from the seed"
     if not _uses_seed(request, program):

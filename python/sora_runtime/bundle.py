@@ -11,112 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import ValidationError
 
 from .errors import BundleError, InvalidRequest
-from .verify import FileRecord, RelativePath, verify_files
+from .manifest import SCHEMA_VERSION, Manifest
+from .verify import FileRecord, verify_files
 
-SCHEMA_VERSION = 1
 _MODELS = Path(__file__).parent / "models"
 
 Verify = Literal["once", "always"]
-
-
-class _Record(BaseModel):
-    """A part of bundle.json; keys of later minor versions are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Defaults(_Record):
-    """What a request gets that does not say otherwise."""
-
-    num_inference_steps: int = Field(ge=1)
-    guidance_scale: float
-    negative_prompt: str = ""
-    height: int = Field(gt=0)
-    width: int = Field(gt=0)
-    num_frames: int = Field(gt=0)
-
-
-class Facts(_Record):
-    """What the runtime must know of a model; lengths in elements, strides in pixels and frames."""
-
-    latent_channels: int = Field(gt=0)
-    spatial_stride: int = Field(gt=0)
-    temporal_stride: int = Field(gt=0)
-    patch_size: tuple[PositiveInt, PositiveInt, PositiveInt]
-    fps: float = Field(ge=1, le=240)
-    max_sequence_length: int = Field(gt=0)
-    text_dim: int = Field(gt=0)
-    pad_token_id: int = 0
-    boundary_ratio: float | None = None
-    num_train_timesteps: int = 1000
-    defaults: Defaults
-
-
-class GraphComponent(_Record):
-    """A component with one graph; `fingerprint` names its weights and graph by content."""
-
-    graph: RelativePath
-    fingerprint: str
-
-
-class TransformerBucket(_Record):
-    """One static shape of the transformer, in pixels and frames."""
-
-    height: int
-    width: int
-    num_frames: int
-    graph: RelativePath
-
-
-class ChunkBucket(_Record):
-    """A stateful VAE at one size: the graph of the first latent frame and that of every later one."""
-
-    height: int
-    width: int
-    first: RelativePath
-    next: RelativePath
-
-
-class Transformer(_Record):
-    """A denoiser with a graph for each bucket."""
-
-    buckets: list[TransformerBucket] = Field(min_length=1)
-
-
-class ChunkedVae(_Record):
-    """A VAE decoder or encoder with two graphs for each size."""
-
-    buckets: list[ChunkBucket] = Field(min_length=1)
-
-
-class Components(_Record):
-    """The networks of a bundle."""
-
-    text_encoder: GraphComponent
-    transformer: Transformer
-    transformer_2: Transformer | None = None
-    vae_decoder: ChunkedVae
-    vae_encoder: ChunkedVae | None = None
-
-
-class Manifest(_Record):
-    """The whole of bundle.json."""
-
-    schema_version: int
-    name: str
-    family: str
-    precision: str
-    license: str | None = None
-    facts: Facts
-    scheduler: RelativePath
-    tokenizer: RelativePath
-    components: Components
-    files: dict[RelativePath, FileRecord]
-    parity: dict[str, dict[str, object]] = {}
-    made_by: dict[str, str] = {}
 
 
 @dataclass(frozen=True)

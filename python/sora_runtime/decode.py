@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,44 +14,54 @@ from .errors import EngineError
 _CACHE_IN, _CACHE_OUT = "cache_in.", "cache_out."
 
 
-class ChunkDecoder:
-    """A causal VAE decoder as two engines: one latent frame in, its video frames and feature caches out.
+class Decoder(Protocol):
+    """Latents in, frames out in order, a few at a time."""
 
-    The first latent frame gives one video frame, each later one `temporal_stride` of them. The caches
-    pass from chunk to chunk in two sets of buffers that swap roles, so nothing is copied or allocated
-    while a clip is decoded.
+    seconds: float
+    """Inside the engines, over all clips."""
+
+    def rgb8_chunks(self, latents: NDArray[np.float32], *, num_threads: int) -> Iterator[NDArray[np.uint8]]:
+        """Decode float32 [1, channels, frames, height, width] to uint8 [n, height, width, 3], chunk by chunk."""
+
+    def close(self) -> None:
+        """Give back the engines."""
+
+
+class ChunkDecoder:
+    """A causal VAE decoder as two engines: latent frames in, their video frames and feature caches out.
+
+    How many latent frames a chunk has is what the engine takes. The caches pass from chunk to chunk in two
+    sets of buffers that swap roles, so nothing is copied or allocated while a clip is decoded.
 
     Args:
         first: engine of the first chunk: latents -> frames, cache_out.*
-        following: engine of every later chunk: latents, cache_in.* -> frames, cache_out.*
+        following: engine of every later chunk: latents, cache_in.* -> frames, cache_out.*; None where the
+            first chunk is the whole clip.
     """
 
-    def __init__(self, first: Engine, following: Engine) -> None:
-        self._engines = (first, following)
-        caches = {
-            name.removeprefix(_CACHE_IN): spec for name, spec in following.inputs.items() if name.startswith(_CACHE_IN)
-        }
+    def __init__(self, first: Engine, following: Engine | None) -> None:
+        self._engines = [first] if following is None else [first, following]
+        specs = first.outputs if following is None else following.inputs
+        prefix = _CACHE_OUT if following is None else _CACHE_IN
+        caches = {name.removeprefix(prefix): spec for name, spec in specs.items() if name.startswith(prefix)}
         banks = [{name: spec.empty() for name, spec in caches.items()} for _ in range(2)]
-        self._latents = first.inputs["latents"].empty()
-        self._first_frames = first.outputs["frames"].empty()
-        self._frames = following.outputs["frames"].empty()
-        common = {"latents": self._latents}
-        self._first: Binding = first.bind({**common, "frames": self._first_frames, **_prefixed(_CACHE_OUT, banks[0])})
-        self._next: list[Binding] = [
-            following.bind(
-                {
-                    **common,
-                    "frames": self._frames,
-                    **_prefixed(_CACHE_IN, banks[turn]),
-                    **_prefixed(_CACHE_OUT, banks[1 - turn]),
-                }
-            )
-            for turn in range(2)
-        ]
+        self._latents = [engine.inputs["latents"].empty() for engine in self._engines]
+        self._frames = [engine.outputs["frames"].empty() for engine in self._engines]
+        first_arrays = {"latents": self._latents[0], "frames": self._frames[0], **_prefixed(_CACHE_OUT, banks[0])}
+        self._first: Binding = first.bind(first_arrays)
+        self._next: list[Binding] = []
+        if following is not None:
+            common = {"latents": self._latents[1], "frames": self._frames[1]}
+            self._next = [
+                following.bind(
+                    {**common, **_prefixed(_CACHE_IN, banks[turn]), **_prefixed(_CACHE_OUT, banks[1 - turn])}
+                )
+                for turn in range(2)
+            ]
         self.seconds = 0.0  # inside the engines, over all clips
 
     def chunks(self, latents: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-        """Decode one latent frame at a time.
+        """Decode chunk by chunk.
 
         Args:
             latents: float32 [1, channels, frames, height, width].
@@ -58,18 +69,25 @@ class ChunkDecoder:
         Yields:
             frames float32 [3, n, height, width], about -1 to 1; overwritten by the next chunk.
         """
-        expected = self._latents.shape[:2] + self._latents.shape[3:]
-        if latents.ndim != 5 or latents.shape[:2] + latents.shape[3:] != expected:
-            raise EngineError(
-                f"latents are {list(latents.shape)} and the decoder takes "
-                f"{list(self._latents.shape)} with any number of frames"
-            )
-        for index in range(latents.shape[2]):
-            np.copyto(self._latents, latents[:, :, index : index + 1])
-            start = time.perf_counter()
+        self._check(latents)
+        start, index = 0, 0
+        while start < latents.shape[2]:
+            which = min(index, len(self._engines) - 1)
+            taken = self._latents[which].shape[2]
+            np.copyto(self._latents[which], latents[:, :, start : start + taken])
+            begun = time.perf_counter()
             (self._first if index == 0 else self._next[(index - 1) % 2]).run()
-            self.seconds += time.perf_counter() - start
-            yield (self._first_frames if index == 0 else self._frames)[0]
+            self.seconds += time.perf_counter() - begun
+            yield self._frames[which][0].astype(np.float32, copy=False)
+            start, index = start + taken, index + 1
+
+    def _check(self, latents: NDArray[np.float32]) -> None:
+        first, later = self._latents[0].shape, self._latents[-1].shape[2] if self._next else 0
+        rest = latents.shape[2] - first[2] if latents.ndim == 5 else -1
+        whole = rest == 0 or (later > 0 and rest > 0 and rest % later == 0)
+        if not whole or latents.shape[:2] + latents.shape[3:] != first[:2] + first[3:]:
+            more = f" and {later} more any number of times" if later else ""
+            raise EngineError(f"latents are {list(latents.shape)} and the decoder takes {list(first)}{more}")
 
     def rgb8_chunks(self, latents: NDArray[np.float32], *, num_threads: int) -> Iterator[NDArray[np.uint8]]:
         """As `chunks`, but uint8 [n, height, width, 3], a new array each time."""
@@ -77,7 +95,7 @@ class ChunkDecoder:
             yield _core.frames_to_rgb8(frames, num_threads=num_threads)
 
     def close(self) -> None:
-        """Give back both engines."""
+        """Give back the engines."""
         for engine in self._engines:
             engine.close()
 

@@ -1,8 +1,8 @@
 """The transformers of a bundle behind the callable that the sampler calls."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,23 @@ from .engines.engine import Array, Binding, Engine, TensorSpec
 from .errors import EngineError
 from .sampling.program import SamplerProgram
 
+Conditions = Mapping[str, NDArray[np.float32]]
+"""The transformer's inputs beside latents and timestep, by name."""
+
+# Inputs that are the same for both branches of guidance: kept once, a picture's may be large.
+_SHARED = ("condition", "image_embeds", "guidance")
+
 
 @dataclass(frozen=True)
 class Embeddings:
-    """`prompt_embeds` of both branches of guidance, float32 [1, length, text_dim]; None: no guidance."""
+    """What conditions the transformer: the texts' inputs for both branches of guidance, and what they share.
 
-    conditional: NDArray[np.float32]
-    unconditional: NDArray[np.float32] | None
+    `unconditional` is None without a second branch.
+    """
+
+    conditional: Conditions
+    unconditional: Conditions | None = None
+    shared: Conditions = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,21 +58,33 @@ class Denoiser:
         shared = self._input.dtype == np.float32
         self._model_input = None if shared else _aligned(self._input)
         self._timestep = inputs["timestep"].zeros()
-        self._embeds = [inputs["encoder_hidden_states"].zeros() for _ in range(2)]
+        conditions = {name: spec for name, spec in inputs.items() if name not in ("hidden_states", "timestep")}
+        self._shared = {name: spec.zeros() for name, spec in conditions.items() if name in _SHARED}
+        self._texts = [
+            {name: spec.zeros() for name, spec in conditions.items() if name not in _SHARED} for _ in range(2)
+        ]
         self._outputs = [_aligned(self._output) for _ in range(2)]
         self._bindings = self._bind(self._latents if self._model_input is None else self._model_input)
         self._engine_seconds = 0.0
+        self.observe: Callable[[int, Mapping[str, Array]], None] | None = None
+        """Called before each evaluation with the engine's index and its inputs, which it must not keep or change."""
 
     def _bind(self, hidden_states: Array) -> list[list[Binding]]:
         """Every engine tied to the buffers of both branches: [engine][unconditional]."""
-        common = {"hidden_states": hidden_states, "timestep": self._timestep}
+        common = {"hidden_states": hidden_states, "timestep": self._timestep, **self._shared}
         return [
             [
-                engine.bind({**common, "encoder_hidden_states": embeds, "model_output": output})
-                for embeds, output in zip(self._embeds, self._outputs, strict=True)
+                engine.bind({**common, **texts, "model_output": output})
+                for texts, output in zip(self._texts, self._outputs, strict=True)
             ]
             for engine in self._engines
         ]
+
+    def _inputs(self, unconditional: bool) -> dict[str, Array]:
+        latents = self._latents if self._model_input is None else self._model_input
+        return {
+            "hidden_states": latents, "timestep": self._timestep, **self._shared, **self._texts[unconditional]
+        }  # fmt: skip
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -90,13 +112,16 @@ class Denoiser:
             self._model_input = _aligned(self._input)
             self._bindings = self._bind(self._model_input)
         np.multiply(start, np.float32(program.initial_scale), out=self._latents)
-        np.copyto(self._embeds[0], embeddings.conditional)
+        _fill(self._shared, embeddings.shared)
+        _fill(self._texts[0], embeddings.conditional)
         if embeddings.unconditional is not None:
-            np.copyto(self._embeds[1], embeddings.unconditional)
+            _fill(self._texts[1], embeddings.unconditional)
         self._engine_seconds = 0.0
 
         def evaluate(_row: int, engine: int, timestep: float, unconditional: bool) -> None:
             self._timestep[:] = timestep
+            if self.observe is not None:
+                self.observe(engine, self._inputs(unconditional))
             started = time.perf_counter()
             self._bindings[engine][unconditional].run()
             self._engine_seconds += time.perf_counter() - started
@@ -122,6 +147,18 @@ class Denoiser:
         """Give back the engines."""
         for engine in self._engines:
             engine.close()
+
+
+def _fill(arrays: Mapping[str, Array], values: Conditions) -> None:
+    for name, array in arrays.items():
+        if name not in values:
+            raise EngineError(f"the transformer's graph takes '{name}', which nothing gives; rebuild the bundle")
+        if values[name].shape != array.shape:
+            raise EngineError(
+                f"the transformer's graph takes '{name}' of {list(array.shape)} and gets {list(values[name].shape)}; "
+                "rebuild the bundle"
+            )
+        np.copyto(array, values[name])
 
 
 def _aligned(spec: TensorSpec) -> Array:

@@ -13,6 +13,7 @@ class Strides:
     spatial_stride: int
     temporal_stride: int
     patch_size: tuple[int, int, int]  # frames, rows, columns of latent cells in one token
+    pad_latent_frames: bool = False  # fill latent frames up to whole patches
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Geometry:
     num_frames: int
     latent_shape: tuple[int, int, int, int, int]  # [1, channels, frames, height, width]
     tokens: int  # sequence length of one transformer evaluation
+    padding: int = 0  # latent frames in front that only fill up a patch and are not decoded
 
     @classmethod
     def of(cls, strides: Strides, *, height: int, width: int, num_frames: int) -> "Geometry":
@@ -43,6 +45,8 @@ class Geometry:
             _check_multiple(name, value, strides.spatial_stride * patch)
         _check_frames(num_frames, strides.temporal_stride)
         frames = (num_frames - 1) // strides.temporal_stride + 1
+        padding = -frames % strides.patch_size[0] if strides.pad_latent_frames else 0
+        frames += padding
         if frames % strides.patch_size[0] != 0:
             raise InvalidRequest(
                 f"num_frames = {num_frames} gives {frames} latent frames, which is not a multiple "
@@ -51,7 +55,7 @@ class Geometry:
         rows, columns = height // strides.spatial_stride, width // strides.spatial_stride
         tokens = (frames // strides.patch_size[0]) * (rows // patch_rows) * (columns // patch_columns)
         shape = (1, strides.latent_channels, frames, rows, columns)
-        return cls(height, width, num_frames, shape, tokens)
+        return cls(height, width, num_frames, shape, tokens, padding)
 
 
 def _check_multiple(name: str, value: int, step: int) -> None:

@@ -44,6 +44,7 @@ class MachineRecord(_Record):
 class RequestRecord(_Record):
     """The request with every default filled in: enough to make the same clip again."""
 
+    task: str  # t2v or i2v
     prompt: str
     negative_prompt: str
     seed: int | None  # null when latents were passed in and no step draws noise
@@ -91,6 +92,7 @@ class Seconds(_Record):
     queued: float  # waiting for other threads' clips on the same runtime
     tokenize: float
     text_encode: float
+    image_encode: float | None  # of the picture that an image-to-video clip begins with
     denoise: float
     per_step: list[float]
     vae_decode: float
@@ -116,6 +118,7 @@ class Hashes(_Record):
     weights: dict[str, str]  # the files that those graphs' initialisers point into
     prompt_embeds: dict[str, str]  # by name of the text
     latents: str | None  # of noise that the caller passed in
+    image: str | None  # of the picture's pixels
 
 
 class Receipt(_Record):
@@ -171,6 +174,7 @@ class Receipt(_Record):
         load = "" if s.load is None else f" (load {s.load:.2f} s before)"
         price = "default price" if c.price_is_default else "your price"
         steps = f"{r.num_inference_steps} steps {r.solver}, guidance {r.guidance_scale:g}"
+        image = [] if s.image_encode is None else [("image_encode", f"{s.image_encode * 1e3:.1f} ms")]
         return [
             (
                 "model",
@@ -194,6 +198,7 @@ class Receipt(_Record):
             ),
             ("tokenize", f"{s.tokenize * 1e3:.1f} ms"),
             ("text_encode", f"{s.text_encode * 1e3:.1f} ms"),
+            *image,
             ("denoise", f"{s.denoise:.2f} s, {s.denoise / max(len(s.per_step), 1):.3f} s a step"),
             ("vae_decode", f"{s.vae_decode:.2f} s"),
             ("encode_mp4", encode),

@@ -3,17 +3,21 @@
 import html
 import math
 import operator
-import re
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import Manifest, TransformerBucket
 from .errors import InvalidRequest
 from .geometry import Geometry, Strides
+from .manifest import Manifest, TransformerBucket
+from .pixels import Picture, read_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 RNGS = ("philox", "torch")
 
@@ -34,6 +38,7 @@ class RequestFields(TypedDict, total=False):
     fps: float | None
     solver: str | None  # "euler", "unipc", "dpm++2m", "heun", "ddim", "lcm"; None: the model's own
     latents: NDArray[np.float32] | None  # unit noise to start from, in place of the seed's
+    image: "Image | str | os.PathLike[str] | NDArray[np.uint8] | None"  # what an image-to-video clip begins with
     price_per_hour: float | None  # USD for the whole machine
 
 
@@ -52,17 +57,10 @@ class ResolvedRequest:
     fps: float
     solver: str | None
     latents: NDArray[np.float32] | None
+    image: Picture | None
     price_per_hour: float | None
     geometry: Geometry
     bucket: TransformerBucket
-
-
-def clean(prompt: str) -> str:
-    """A prompt as diffusers' Wan pipeline hands it on: HTML entities decoded, runs of white space folded.
-
-    The repair of wrongly decoded text (ftfy) that diffusers makes where it is installed is not made.
-    """
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
 
 
 def resolve(prompt: str, fields: Mapping[str, Any], manifest: Manifest) -> ResolvedRequest:
@@ -83,7 +81,7 @@ def resolve(prompt: str, fields: Mapping[str, Any], manifest: Manifest) -> Resol
     given = {name: value for name, value in fields.items() if value is not None}
     facts, defaults = manifest.facts, manifest.facts.defaults
     words = _text("prompt", prompt)
-    if not clean(words):
+    if not html.unescape(words).strip():
         raise InvalidRequest("the prompt is empty; say what the clip should show")
     rng = given.get("rng", RNGS[0])
     if rng not in RNGS:
@@ -92,8 +90,11 @@ def resolve(prompt: str, fields: Mapping[str, Any], manifest: Manifest) -> Resol
         _integer(name, given.get(name, getattr(defaults, name)), 1, 1 << 20)
         for name in ("height", "width", "num_frames")
     ]
-    bucket = _bucket(manifest, *size)
-    strides = Strides(facts.latent_channels, facts.spatial_stride, facts.temporal_stride, facts.patch_size)
+    image = _image(given.get("image"), manifest)
+    bucket = _bucket(manifest, "t2v" if image is None else "i2v", *size)
+    strides = Strides(
+        facts.latent_channels, facts.spatial_stride, facts.temporal_stride, facts.patch_size, facts.pad_latent_frames
+    )
     geometry = Geometry.of(strides, height=size[0], width=size[1], num_frames=size[2])
     steps = given.get("num_inference_steps", defaults.num_inference_steps)
     second, price, solver = given.get("guidance_scale_2"), given.get("price_per_hour"), given.get("solver")
@@ -109,6 +110,7 @@ def resolve(prompt: str, fields: Mapping[str, Any], manifest: Manifest) -> Resol
         fps=_number("fps", given.get("fps", facts.fps), 1, 240),
         solver=None if solver is None else _text("solver", solver),
         latents=_latents(given.get("latents"), geometry),
+        image=image,
         price_per_hour=None if price is None else _number("price_per_hour", price, 0, 1e6),
         geometry=geometry,
         bucket=bucket,
@@ -146,8 +148,18 @@ def _number(name: str, value: Any, least: float, most: float) -> float:
     return number
 
 
-def _bucket(manifest: Manifest, height: int, width: int, num_frames: int) -> TransformerBucket:
-    buckets = manifest.components.transformer.buckets
+def _image(given: Any, manifest: Manifest) -> Picture | None:
+    if given is None:
+        if "t2v" not in manifest.tasks:
+            raise InvalidRequest(f"'{manifest.name}' makes clips from a picture; pass image")
+        return None
+    if "i2v" not in manifest.tasks:
+        raise InvalidRequest(f"'{manifest.name}' makes clips from a prompt alone; leave image out")
+    return read_picture(given)
+
+
+def _bucket(manifest: Manifest, task: str, height: int, width: int, num_frames: int) -> TransformerBucket:
+    buckets = [bucket for bucket in manifest.components.transformer.buckets if bucket.task == task]
     for bucket in buckets:
         if (bucket.height, bucket.width, bucket.num_frames) == (height, width, num_frames):
             return bucket

@@ -5,14 +5,15 @@
     clip.save("clip.mp4")
     print(clip.receipt)
 
-prompt -> token ids -> prompt_embeds (cached) ; seed -> noise ; request -> sampler program
+prompt -> token ids -> text embeddings (cached) ; seed -> noise ; request -> sampler program
+picture, if any -> VAE encoder, vision encoder -> condition
 noise -> denoiser and fused step, once a row -> latents -> decoder, chunk by chunk -> rgb8 frames
 """
 
 import os
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -21,16 +22,19 @@ from numpy.typing import NDArray
 
 from . import _core
 from .billing import Record, write_receipt
-from .bundle import Bundle, TransformerBucket, Verify
+from .bundle import Bundle, Verify
 from .clip import Clip
 from .denoise import DenoiseResult, Embeddings
 from .embedding_store import EmbeddingStore
+from .encoders import TextEncoders
 from .errors import Cancelled, EngineError, InvalidRequest
 from .machine import available_cores
+from .manifest import TransformerBucket
+from .programs import Programs
 from .request import RequestFields, ResolvedRequest, resolve
-from .sampling import Guidance, SamplerProgram, compile_program, read_scheduler_config, with_solver
-from .stages import Stages, open_engine
-from .text import DEFAULT_CACHE_BYTES, PromptTokenizer, TextEncoder, TextUse
+from .sampling import SamplerProgram
+from .stages import Stages
+from .text import DEFAULT_CACHE_BYTES, TextUse
 from .turns import Turns, stop_if_cancelled
 
 OnProgress = Callable[[str, int, int], None]
@@ -59,23 +63,10 @@ class Runtime:
         self.bundle = bundle
         self.num_threads = cores if num_threads is None else num_threads
         self.embedding_cache = embedding_cache or _core.EmbeddingCache(DEFAULT_CACHE_BYTES)
-        manifest = bundle.manifest
-        facts, encoder = manifest.facts, manifest.components.text_encoder
-        self.text_encoder = TextEncoder(
-            PromptTokenizer(
-                bundle.path(manifest.tokenizer),
-                max_sequence_length=facts.max_sequence_length,
-                pad_token_id=facts.pad_token_id,
-            ),
-            lambda: open_engine(bundle, encoder.graph, num_threads=self.num_threads),
-            fingerprint=bundle.fingerprint(encoder.graph),
-            shape=(1, facts.max_sequence_length, facts.text_dim),
-            cache=self.embedding_cache,
-            store=embedding_store,
+        self.text_encoders = TextEncoders(
+            bundle, num_threads=self.num_threads, cache=self.embedding_cache, store=embedding_store
         )
-        self._scheduler_config = bundle.read_json(manifest.scheduler)
-        # A server's requests repeat their settings, and a program takes milliseconds to compile.
-        self._compiled = lru_cache(maxsize=64)(self._compile)
+        self._programs = Programs(bundle)
         self._stages: dict[TransformerBucket, Stages] = {}
         self._turns = Turns()
         self._closed = False
@@ -128,7 +119,7 @@ class Runtime:
         Args:
             prompt: what it should show.
             on_progress: called with (stage, done, total) for the stages tokenize, text_encode,
-                denoise and vae_decode.
+                image_encode (with a picture), denoise and vae_decode.
             on_frames: called with uint8 [n, height, width, 3] as chunks are decoded, so that they
                 can be encoded or streamed meanwhile; its time is in no stage but in the total.
             cancel: stops the clip between two steps once `cancel.cancel()` is called.
@@ -153,10 +144,11 @@ class Runtime:
             stages = self._stages_of(resolved)
             loading = use.load_seconds + time.perf_counter() - granted
             self.load_seconds += loading
+            vae_before = stages.vae_seconds
+            embeddings, image_seconds = self._condition(stages, resolved, embeddings, report, cancel)
             denoised, denoise_seconds = self._denoise(stages, resolved, program, embeddings, report, cancel)
-            decode_before = stages.decoder.seconds
             frames, decode_seconds = self._decode(stages, resolved, denoised.latents, report, on_frames, cancel)
-            decode_engine_seconds = stages.decoder.seconds - decode_before
+            vae_engine_seconds = stages.vae_seconds - vae_before
         record = Record(
             bundle=self.bundle,
             num_threads=self.num_threads,
@@ -169,28 +161,16 @@ class Runtime:
             load=self.load_seconds,
             queued=granted - asked,
             denoise=denoise_seconds,
+            image_encode=image_seconds,
             vae_decode=decode_seconds,
             total=time.perf_counter() - start - loading - (granted - asked),
-            decode_engine_seconds=decode_engine_seconds,
+            vae_engine_seconds=vae_engine_seconds,
         )
         return Clip(frames, resolved.fps, denoised.latents, write_receipt(record))
 
     def program(self, request: ResolvedRequest) -> SamplerProgram:
         """The sampler program that serves a request."""
-        guidance = Guidance(
-            scale=request.guidance_scale,
-            rescale=request.guidance_rescale,
-            boundary_ratio=self.bundle.manifest.facts.boundary_ratio,
-            scale_2=request.guidance_scale_2,
-        )
-        return self._compiled(request.solver, request.num_inference_steps, guidance, request.geometry.tokens)
-
-    def _compile(self, solver: str | None, num_inference_steps: int, guidance: Guidance, tokens: int) -> SamplerProgram:
-        config = self._scheduler_config if solver is None else with_solver(self._scheduler_config, solver)
-        specification = read_scheduler_config(config)
-        return compile_program(
-            specification.solver, specification.schedule, num_inference_steps, guidance, image_seq_len=tokens
-        )
+        return self._programs(request)
 
     def close(self) -> None:
         """Give back all engines, once the clip under way is done; the embedding cache stays."""
@@ -199,7 +179,7 @@ class Runtime:
             for stages in self._stages.values():
                 stages.close()
             self._stages.clear()
-            self.text_encoder.close()
+            self.text_encoders.close()
 
     def __enter__(self) -> "Runtime":
         return self
@@ -217,18 +197,30 @@ class Runtime:
         texts = [("prompt", request.prompt)]
         if bool(np.any(program.rows["guidance_scale"] != 1.0)):
             texts.append(("negative_prompt", request.negative_prompt))
-        use = TextUse()
-        # All texts are measured before the first is encoded, which may take minutes.
-        report("tokenize", 0, len(texts))
-        ids = [self.text_encoder.tokenize(text, name, use) for name, text in texts]
-        report("tokenize", len(texts), len(texts))
-        embeds: list[NDArray[np.float32]] = []
-        report("text_encode", 0, len(texts))
-        for tokens in ids:
-            stop_if_cancelled(cancel, "before the text encoder")
-            embeds.append(self.text_encoder.embed(tokens, use))
-            report("text_encode", len(embeds), len(texts))
-        return Embeddings(embeds[0], embeds[1] if len(embeds) > 1 else None), use
+        branches, use = self.text_encoders.embed(texts, request.image, report, cancel)
+        return Embeddings(branches[0], branches[1] if len(branches) > 1 else None), use
+
+    def _condition(
+        self,
+        stages: Stages,
+        request: ResolvedRequest,
+        embeddings: Embeddings,
+        report: OnProgress,
+        cancel: _core.CancelToken | None,
+    ) -> tuple[Embeddings, float | None]:
+        """Adds what both branches share: embedded guidance and the picture; and the seconds the picture took."""
+        shared: dict[str, NDArray[np.float32]] = {}
+        scale = self.bundle.manifest.facts.embedded_guidance
+        if scale is not None:
+            shared["guidance"] = np.array([request.guidance_scale * scale], np.float32)
+        if request.image is None or stages.conditioner is None:
+            return replace(embeddings, shared=shared), None
+        stop_if_cancelled(cancel, "before the image encoder")
+        start = time.perf_counter()
+        report("image_encode", 0, 1)
+        shared |= stages.conditioner(request.image, request.geometry)
+        report("image_encode", 1, 1)
+        return replace(embeddings, shared=shared), time.perf_counter() - start
 
     def _denoise(
         self,
@@ -261,6 +253,12 @@ class Runtime:
             )
         except _core.CancelledError as error:
             raise Cancelled(str(error)) from error
+        latents = result.latents
+        facts = self.bundle.manifest.facts.image
+        if request.image is not None and facts is not None and facts.policy == "first_frame":
+            latents[:, :, :1] = embeddings.shared["condition"]
+        # Frames that only filled up a patch are not decoded.
+        result = replace(result, latents=np.ascontiguousarray(latents[:, :, request.geometry.padding :]))
         return result, time.perf_counter() - start
 
     def _decode(

@@ -1,9 +1,17 @@
-"""From a prompt to `prompt_embeds`: tokenizer, text encoder, and the cache that spares it."""
+"""From prompts to the transformer's text inputs: token ids, then each encoder's outputs, encoded once.
+
+Tokens are what diffusers' tokenizers give: the words of the bundle's template, the end token where the
+tokenizer adds one, padding to the model's fixed length. The encoder's graph crops and zeroes as the model
+was trained; its outputs are inputs of the transformer under the same names.
+"""
 
 import hashlib
+import html
+import math
+import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +21,31 @@ from tokenizers import Tokenizer
 
 from . import _core
 from .embedding_store import EmbeddingStore
-from .engines.engine import Engine
+from .engines.engine import Array, Engine
 from .errors import BundleError, InvalidRequest
-from .request import clean
+from .manifest import TextEncoderRecord
 
 DEFAULT_CACHE_BYTES = 64 << 20
+
+Outputs = Mapping[str, NDArray[np.float32]]
+"""What an encoder gives, by the name of the transformer's input."""
+
+
+def clean(prompt: str) -> str:
+    """A prompt as diffusers' Wan pipeline hands it on: HTML entities decoded, runs of white space folded.
+
+    The repair of wrongly decoded text (ftfy) that diffusers makes where it is installed is not made.
+    """
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
+
+
+def quoted(prompt: str) -> str | None:
+    """The words in quotation marks as HunyuanVideo 1.5's glyph encoder takes them, or None without any.
+
+    `"sale" and “open”` becomes `Text "sale". Text "open". `; what is quoted twice is taken once.
+    """
+    found = [straight or curly for straight, curly in re.findall(r'"(.*?)"|“(.*?)”', prompt)]
+    return "".join(f'Text "{text}". ' for text in dict.fromkeys(found)) or None
 
 
 @dataclass(frozen=True)
@@ -29,32 +57,52 @@ class TokenIds:
 
 
 class PromptTokenizer:
-    """A bundle's `tokenizer.json`, padding to the model's fixed length."""
+    """An encoder's `tokenizer.json` with its template, padding to the model's fixed length.
 
-    def __init__(self, path: Path, *, max_sequence_length: int, pad_token_id: int) -> None:
+    Args:
+        path: of the tokenizer's file.
+        record: the encoder's.
+    """
+
+    def __init__(self, path: Path, record: TextEncoderRecord) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise BundleError(f"'{path}' is no tokenizer ({error}); rebuild the bundle") from error
         self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self.max_sequence_length = max_sequence_length
-        self._pad_token_id = pad_token_id
+        if record.overflow == "truncate":
+            self._tokenizer.enable_truncation(record.max_sequence_length)
+        else:
+            self._tokenizer.no_truncation()
+        self._record = record
+        self._before, _, self._after = record.template.partition("{}")
 
-    def __call__(self, prompt: str, name: str = "prompt") -> TokenIds:
-        """Token ids and attention mask; `name` is what an error calls the text.
+    def __call__(self, prompt: str, name: str = "prompt") -> TokenIds | None:
+        """Token ids and attention mask, or None where the encoder has nothing to read.
+
+        Args:
+            prompt: the caller's text.
+            name: what an error calls it.
 
         Raises:
             InvalidRequest: the prompt has more tokens than the model was made for.
         """
-        ids = self._tokenizer.encode(clean(prompt)).ids
-        length = self.max_sequence_length
+        record = self._record
+        text = clean(prompt) if record.clean else prompt
+        if record.prompt == "quoted":
+            words = quoted(text)
+            if words is None:
+                return None
+            text = words
+        ids = self._tokenizer.encode(self._before + text + self._after).ids
+        length = record.max_sequence_length
         if len(ids) > length:
             raise InvalidRequest(f"the {name} has {len(ids)} tokens and the model takes {length}; shorten it")
-        input_ids = np.full((1, length), self._pad_token_id, np.int64)
-        input_ids[0, : len(ids)] = ids
+        place = slice(0, len(ids)) if record.padding_side == "right" else slice(length - len(ids), length)
+        input_ids = np.full((1, length), record.pad_token_id, np.int64)
+        input_ids[0, place] = ids
         mask = np.zeros((1, length), np.int64)
-        mask[0, : len(ids)] = 1
+        mask[0, place] = 1
         return TokenIds(input_ids, mask)
 
 
@@ -63,7 +111,8 @@ class TextUse:
     """What the prompts of one clip took; seconds of wall time."""
 
     hits: int = 0
-    misses: int = 0  # each ran the text encoder
+    misses: int = 0  # each ran a text encoder
+    ran: tuple[str, ...] = ()  # graphs of the encoders that ran
     tokenize_seconds: float = 0.0
     encode_seconds: float = 0.0  # waiting for another thread that computes the same prompt included
     engine_seconds: float = 0.0  # of encode_seconds, inside the network
@@ -71,33 +120,34 @@ class TextUse:
 
 
 class TextEncoder:
-    """`prompt_embeds` of a prompt, computed once: memory cache, then disk store, then the engine.
+    """A text encoder's outputs for a prompt, computed once: memory cache, then disk store, then the engine.
 
     The engine is made by `load_engine` when a prompt is first missed; with a warm cache it never is.
 
     Args:
-        tokenizer: of the bundle.
+        record: the encoder's, in bundle.json.
+        tokenizer: of the encoder.
         load_engine: makes the engine.
         fingerprint: names the engine's graph and weights by content; part of every key.
-        shape: of an embedding, [1, max_sequence_length, text_dim].
         cache: the memory tier; may be shared between runtimes.
         store: the disk tier, if any.
     """
 
     def __init__(
         self,
+        record: TextEncoderRecord,
         tokenizer: PromptTokenizer,
         load_engine: Callable[[], Engine],
         *,
         fingerprint: str,
-        shape: tuple[int, int, int],
         cache: _core.EmbeddingCache,
         store: EmbeddingStore | None,
     ) -> None:
+        self.record = record
         self._tokenizer = tokenizer
         self._load_engine = load_engine
         self._fingerprint = fingerprint.encode()
-        self._shape = shape
+        self._size = sum(math.prod(shape) for shape in record.outputs.values())
         self._cache = cache
         self._store = store
         self._engine: Engine | None = None
@@ -108,49 +158,84 @@ class TextEncoder:
         """Whether the engine was made."""
         return self._engine is not None
 
-    def tokenize(self, text: str, name: str, use: TextUse) -> TokenIds:
+    def tokenize(self, text: str, name: str, use: TextUse) -> TokenIds | None:
         """Token ids of a text; raises `InvalidRequest`, calling it `name`, when it is too long."""
         start = time.perf_counter()
         ids = self._tokenizer(text, name)
         use.tokenize_seconds += time.perf_counter() - start
         return ids
 
-    def embed(self, ids: TokenIds, use: TextUse) -> NDArray[np.float32]:
-        """`prompt_embeds` float32 [1, max_sequence_length, text_dim], read-only, zero beyond the prompt."""
+    def embed(
+        self, ids: TokenIds | None, use: TextUse, pixel_values: NDArray[np.float32] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """The encoder's outputs, float32 of the record's shapes, read-only; zeros where there is no text.
+
+        Args:
+            ids: of `tokenize`.
+            use: gets the time it takes.
+            pixel_values: what an encoder that sees the picture is shown.
+        """
+        if ids is None:
+            return self._split(np.zeros(self._size, np.float32))
         start, loaded_before = time.perf_counter(), use.load_seconds
-        key = hashlib.sha256(self._fingerprint + ids.input_ids.tobytes() + ids.attention_mask.tobytes()).digest()
+        content = hashlib.sha256(self._fingerprint + ids.input_ids.tobytes() + ids.attention_mask.tobytes())
+        if pixel_values is not None:
+            content.update(pixel_values.tobytes())
+        key = content.digest()
         computed = []
 
         def compute() -> NDArray[np.float32]:
-            stored = self._store.read(key, self._shape) if self._store is not None else None
+            stored = self._store.read(key, (self._size,)) if self._store is not None else None
             if stored is not None:
                 return stored
             computed.append(True)
-            embeds = self._encode(ids, use)
+            flat = self._encode(ids, use, pixel_values)
             if self._store is not None:
-                self._store.write(key, embeds)
-            return embeds
+                self._store.write(key, flat)
+            return flat
 
-        embeds = self._cache.get_or_compute(key, compute)
+        flat = self._cache.get_or_compute(key, compute)
         use.hits, use.misses = use.hits + (not computed), use.misses + bool(computed)
+        if computed:
+            use.ran += (self.record.graph,)
         loading = use.load_seconds - loaded_before
         use.encode_seconds += time.perf_counter() - start - loading
-        return embeds
+        return self._split(flat)
 
-    def _encode(self, ids: TokenIds, use: TextUse) -> NDArray[np.float32]:
+    def _split(self, flat: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """The outputs as views of the one vector that the cache keeps of a prompt."""
+        outputs, start = {}, 0
+        for name, shape in self.record.outputs.items():
+            size = math.prod(shape)
+            outputs[name] = flat[start : start + size].reshape(shape)
+            start += size
+        return outputs
+
+    def _encode(self, ids: TokenIds, use: TextUse, pixel_values: NDArray[np.float32] | None) -> NDArray[np.float32]:
         with self._lock:  # two threads with two new prompts load the engine once, and close() waits
             if self._engine is None:
                 start = time.perf_counter()
                 self._engine = self._load_engine()
                 use.load_seconds += time.perf_counter() - start
-            embeds = self._engine.outputs["prompt_embeds"].empty()
-            binding = self._engine.bind(
-                {"input_ids": ids.input_ids, "attention_mask": ids.attention_mask, "prompt_embeds": embeds}
-            )
+            engine = self._engine
+            self._check(engine)
+            given = {"input_ids": ids.input_ids, "attention_mask": ids.attention_mask}
+            inputs: dict[str, Array] = {name: given[name] for name in engine.inputs if name in given}
+            if pixel_values is not None:
+                inputs["pixel_values"] = pixel_values
+            outputs = {name: spec.empty() for name, spec in engine.outputs.items()}
+            binding = engine.bind({**inputs, **outputs})
         start = time.perf_counter()
         binding.run()
         use.engine_seconds += time.perf_counter() - start
-        return embeds
+        return np.concatenate([outputs[name].ravel().astype(np.float32, copy=False) for name in self.record.outputs])
+
+    def _check(self, engine: Engine) -> None:
+        shapes = {name: spec.shape for name, spec in engine.outputs.items()}
+        if shapes != self.record.outputs or not {"input_ids", "attention_mask", "pixel_values"} >= set(engine.inputs):
+            raise BundleError(
+                f"'{self.record.graph}' gives {shapes} and bundle.json says {self.record.outputs}; rebuild the bundle"
+            )
 
     def close(self) -> None:
         """Give back the engine; the cache stays."""

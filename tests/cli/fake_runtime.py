@@ -85,6 +85,7 @@ def a_receipt(prompt: str, request: dict[str, Any], fps: float, num_frames: int)
         engine=EngineRecord(name="onnxruntime", version="1.2.3", precision="fp32", num_threads=2),
         machine=MachineRecord(cpu="A CPU of a Long Name @ 2.00GHz", cores=2, memory_bytes=1, os="Linux"),
         request=RequestRecord(
+            task="t2v",
             prompt=prompt,
             negative_prompt=request["negative_prompt"] or "",
             seed=request["seed"],
@@ -108,6 +109,7 @@ def a_receipt(prompt: str, request: dict[str, Any], fps: float, num_frames: int)
             queued=0.0,
             tokenize=0.001,
             text_encode=0.02,
+            image_encode=None,
             denoise=3.0,
             per_step=[3.0 / steps] * steps,
             vae_decode=0.9,
@@ -124,7 +126,7 @@ def a_receipt(prompt: str, request: dict[str, Any], fps: float, num_frames: int)
             price_source="a test",
             price_is_default=request["price_per_hour"] is None,
         ),
-        hashes=Hashes(sampler_program="cd" * 32, graphs={}, weights={}, prompt_embeds={}, latents=None),
+        hashes=Hashes(sampler_program="cd" * 32, graphs={}, weights={}, prompt_embeds={}, latents=None, image=None),
         reasons={"seconds.encode_mp4": "the clip was not written to a file"},
     )
 

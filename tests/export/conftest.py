@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoint import VAE_RESIDUAL, save_tiny_checkpoint
+from tiny_checkpoint import save_tiny_checkpoint, save_tiny_i2v_2_1, save_tiny_i2v_a14b, save_tiny_ti2v
 
 from sora_export import build_bundle
 
@@ -31,9 +31,8 @@ def plain_bundle(plain: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def residual_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built in place: the VAE of Wan 2.2, whose frames come in patches of 2x2."""
-    folder = tmp_path_factory.mktemp("residual") / "checkpoint"
-    save_tiny_checkpoint(folder, vae=VAE_RESIDUAL, expand_timesteps=True)
+    """Built in place: Wan 2.2 TI2V, for both tasks; the frames of its VAE come in patches of 2x2."""
+    folder = save_tiny_ti2v(tmp_path_factory.mktemp("residual") / "checkpoint")
     return build_bundle(folder, folder, [(64, 96)], [FRAMES])
 
 
@@ -42,6 +41,20 @@ def half_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two transformers, everything in bfloat16 and in many shards."""
     folder = tmp_path_factory.mktemp("half") / "checkpoint"
     save_tiny_checkpoint(folder, dtype=torch.bfloat16, max_shard_size="60KB", two_experts=True)
+    return build_bundle(folder, folder, [SIZE], [FRAMES])
+
+
+@pytest.fixture(scope="session")
+def i2v_2_1_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wan 2.1 I2V with its CLIP image encoder."""
+    folder = save_tiny_i2v_2_1(tmp_path_factory.mktemp("i2v_2_1") / "checkpoint")
+    return build_bundle(folder, folder, [SIZE], [FRAMES])
+
+
+@pytest.fixture(scope="session")
+def i2v_a14b_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wan 2.2 I2V with two experts."""
+    folder = save_tiny_i2v_a14b(tmp_path_factory.mktemp("i2v_a14b") / "checkpoint")
     return build_bundle(folder, folder, [SIZE], [FRAMES])
 
 

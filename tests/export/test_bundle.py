@@ -50,7 +50,10 @@ def test_manifest_states_the_facts_of_the_configs(plain_bundle: Path) -> None:
     assert (facts["spatial_stride"], facts["temporal_stride"]) == (4, 4)
     assert facts["patch_size"] == [1, 2, 2]
     assert facts["latents_std"] == [1.5, 0.7, 2.0, 1.0]
-    assert facts["max_sequence_length"] == 16 and facts["text_dim"] == 32
+    text = manifest(plain_bundle)["components"]["text_encoder"]
+    assert text["max_sequence_length"] == 16 and text["outputs"] == {"encoder_hidden_states": [1, 16, 32]}
+    assert (text["tokenizer"], text["pad_token_id"], text["clean"]) == ("tokenizer.json", 0, True)
+    assert manifest(plain_bundle)["tasks"] == ["t2v"] and facts["image"] is None
     assert facts["fps"] == 16.0 and facts["boundary_ratio"] is None
     assert facts["defaults"] == {
         "num_inference_steps": 4,
@@ -79,12 +82,13 @@ def test_parity_was_measured_for_every_graph(bundle: Path) -> None:
     assert all("torch" in entry["against"] for entry in parity.values())
 
 
-def test_names_at_the_edge_of_the_graphs(plain_bundle: Path) -> None:
+def test_names_at_the_edge_of_the_graphs(plain_bundle: Path, i2v_a14b_bundle: Path) -> None:
     edge = {
         name: ([v.name for v in model.graph.input], [v.name for v in model.graph.output])
-        for name, model in graphs(plain_bundle).items()
+        for bundle in (i2v_a14b_bundle, plain_bundle)
+        for name, model in graphs(bundle).items()
     }
-    assert edge["text_encoder.onnx"] == (["input_ids", "attention_mask"], ["prompt_embeds"])
+    assert edge["text_encoder.onnx"] == (["input_ids", "attention_mask"], ["encoder_hidden_states"])
     for part, take, give in (("decoder", "latents", "frames"), ("encoder", "frames", "latents")):
         inputs, outputs = edge[f"vae_{part}.32x48.next.onnx"]
         count = len(outputs) - 1

@@ -69,10 +69,10 @@ def test_pickles_are_refused_and_not_read(copy_of_plain: Copy, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("path", "changes", "message"),
     [
-        ("model_index.json", {"_class_name": "LTXPipeline"}, "is a LTXPipeline, which cannot"),
+        ("model_index.json", {"_class_name": "MochiPipeline"}, "is a MochiPipeline, which cannot"),
         ("model_index.json", {"text_encoder": ["transformers", "T5EncoderModel"]}, "T5EncoderMod"),
         ("vae/config.json", {"scale_factor_spatial": 8}, "scale_factor_spatial = 8, but .* make it 4"),
-        ("vae/config.json", {"z_dim": 6}, "takes 4 channels .* latents have 6"),
+        ("vae/config.json", {"z_dim": 6}, "takes 4 channels, but latents have 6"),
         ("transformer/config.json", {"text_dim": 64}, "prompt_embeds of 64, .* gives 32"),
         ("sora_defaults.json", {"steps": 4}, "unknown key steps"),
         ("sora_defaults.json", {"fps": "fast"}, "fps = 'fast'; use a float"),
@@ -190,7 +190,7 @@ def test_sentencepiece_model_is_converted_or_refused(copy_of_plain: Copy, tmp_pa
     shutil.rmtree(folder)
     folder.mkdir()
     with pytest.raises(BundleError, match=r"neither tokenizer\.json nor spiece\.model"):
-        write_tokenizer(Checkpoint(checkpoint), tmp_path / "tokenizer.json")
+        write_tokenizer(Checkpoint(checkpoint), "tokenizer", tmp_path / "tokenizer.json")
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("a red circle moves left\na blue square falls down\n" * 20)
     sentencepiece.SentencePieceTrainer.train(
@@ -198,13 +198,13 @@ def test_sentencepiece_model_is_converted_or_refused(copy_of_plain: Copy, tmp_pa
         eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
     )  # fmt: skip
     shutil.copy(tmp_path / "spiece.model", folder / "spiece.model")
-    write_tokenizer(Checkpoint(checkpoint), tmp_path / "tokenizer.json")
+    write_tokenizer(Checkpoint(checkpoint), "tokenizer", tmp_path / "tokenizer.json")
     ids = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("a red square").ids
     expected = sentencepiece.SentencePieceProcessor(str(folder / "spiece.model"))
     assert ids == [*expected.encode("a red square"), 1]
     (folder / "spiece.model").write_bytes(b"not a model")
     with pytest.raises(BundleError, match=r"spiece\.model cannot be converted"):
-        write_tokenizer(Checkpoint(checkpoint), tmp_path / "tokenizer.json")
+        write_tokenizer(Checkpoint(checkpoint), "tokenizer", tmp_path / "tokenizer.json")
 
 
 def test_licence_comes_from_the_model_card_or_the_defaults(copy_of_plain: Copy) -> None:

@@ -10,11 +10,19 @@ import torch
 from diffusers import (
     AutoencoderKLWan,
     UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 VAE_PLAIN: dict[str, Any] = {
     "base_dim": 8,
@@ -37,6 +45,8 @@ VAE_RESIDUAL: dict[str, Any] = {
     "scale_factor_spatial": 16,
 }
 TEXT_DIM = 32
+IMAGE_DIM = 32
+IMAGE_SIZE = 28
 MAX_SEQUENCE_LENGTH = 16
 
 
@@ -50,26 +60,31 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
-def tiny_transformer(z_dim: int = 4) -> WanTransformer3DModel:
+def tiny_transformer(z_dim: int = 4, **config: Any) -> WanTransformer3DModel:
     """Two layers of width 48: the head size 24 is the smallest that splits into three even parts."""
-    return WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=24,
-        in_channels=z_dim,
-        out_channels=z_dim,
-        text_dim=TEXT_DIM,
-        freq_dim=32,
-        ffn_dim=96,
-        num_layers=2,
-        rope_max_seq_len=64,
-    )
+    layers = {"num_attention_heads": 2, "attention_head_dim": 24, "freq_dim": 32, "ffn_dim": 96, "num_layers": 2}
+    sizes = {"patch_size": (1, 2, 2), "text_dim": TEXT_DIM, "rope_max_seq_len": 64}
+    return WanTransformer3DModel(**{**layers, **sizes, "in_channels": z_dim, "out_channels": z_dim, **config})
 
 
 def tiny_text_encoder() -> UMT5EncoderModel:
     """Two UMT5 layers whose relative position bias is not zero."""
     config = UMT5Config(vocab_size=64, d_model=TEXT_DIM, d_kv=16, d_ff=48, num_layers=2, num_heads=2)
     return UMT5EncoderModel(config)
+
+
+def tiny_image_encoder() -> CLIPVisionModel:
+    """Three CLIP layers, of which the last is not used, on four patches and the class token."""
+    config = CLIPVisionConfig(
+        hidden_size=IMAGE_DIM,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=IMAGE_SIZE,
+        patch_size=14,
+        hidden_act="gelu",
+    )
+    return CLIPVisionModel(config)
 
 
 def save_tiny_checkpoint(
@@ -90,10 +105,60 @@ def save_tiny_checkpoint(
         transformer=tiny_transformer().to(dtype),
         transformer_2=tiny_transformer().to(dtype) if two_experts else None,
         boundary_ratio=0.875 if two_experts else None,
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        scheduler=_scheduler(),
         expand_timesteps=expand_timesteps,
     )
     pipeline.save_pretrained(folder, max_shard_size=max_shard_size)
-    defaults = {"max_sequence_length": MAX_SEQUENCE_LENGTH, "num_inference_steps": 4}
-    (folder / "sora_defaults.json").write_text(json.dumps(defaults))
+    return _with_defaults(folder, max_sequence_length=MAX_SEQUENCE_LENGTH, num_inference_steps=4)
+
+
+def save_tiny_i2v_2_1(folder: Path) -> Path:
+    """Wan 2.1 I2V: mask and picture beside the latents, CLIP's embeddings in the attention.
+
+    Prompts have 512 tokens, because diffusers finds the image embeddings by that number.
+    """
+    torch.manual_seed(1)
+    transformer = tiny_transformer(in_channels=12, image_dim=IMAGE_DIM, added_kv_proj_dim=48)
+    _image_to_video(
+        folder,
+        VAE_PLAIN,
+        transformer=transformer,
+        image_encoder=tiny_image_encoder(),
+        image_processor=CLIPImageProcessorPil(
+            size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+        ),
+    )
+    return _with_defaults(folder, num_inference_steps=4)
+
+
+def save_tiny_i2v_a14b(folder: Path) -> Path:
+    """Wan 2.2 I2V-A14B: two experts, mask and picture beside the latents, no image encoder."""
+    torch.manual_seed(2)
+    experts = {name: tiny_transformer(in_channels=12) for name in ("transformer", "transformer_2")}
+    _image_to_video(folder, VAE_PLAIN, boundary_ratio=0.9, **experts)
+    return _with_defaults(folder, max_sequence_length=MAX_SEQUENCE_LENGTH, num_inference_steps=4)
+
+
+def save_tiny_ti2v(folder: Path) -> Path:
+    """Wan 2.2 TI2V-5B: the VAE in patches of 2x2, a picture as the first latent frame at timestep 0."""
+    return save_tiny_checkpoint(folder, vae=VAE_RESIDUAL, expand_timesteps=True)
+
+
+def _image_to_video(folder: Path, vae: dict[str, Any], **parts: Any) -> None:
+    pipeline = WanImageToVideoPipeline(
+        tokenizer=tiny_tokenizer(),
+        text_encoder=tiny_text_encoder(),
+        vae=AutoencoderKLWan(**vae),
+        scheduler=_scheduler(),
+        **parts,
+    )
+    pipeline.save_pretrained(folder)
+
+
+def _scheduler() -> UniPCMultistepScheduler:
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+
+
+def _with_defaults(folder: Path, **values: int) -> Path:
+    (folder / "sora_defaults.json").write_text(json.dumps(values))
     return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -29,6 +30,8 @@ class Shapes:
     sizes: Sequence[tuple[int, int]]
     """(height, width) in pixels."""
     num_frames: Sequence[int]
+    tasks: Sequence[str] = ("t2v",)
+    """"t2v" and "i2v"; a subset of what the checkpoint supports."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ class Component:
     compare: Callable[[torch.nn.Module, RunGraph], Mapping[str, Pair]]
     fingerprinted: bool = False
     """Whether its outputs are cached across runs, so that bundle.json must identify it."""
+    tokenizer_folder: str | None = None
+    """The folder of the checkpoint with its tokenizer; the builder writes one file from it and names
+    that file in the entry as "tokenizer"."""
 
 
 class Family(Protocol):
@@ -69,7 +75,7 @@ class Family(Protocol):
         ...
 
 
-_FAMILIES = ("wan",)
+_FAMILIES = ("wan", "ltx", "cogvideox", "hunyuan", "hunyuan15")
 
 
 def family_of(checkpoint: Checkpoint) -> Family:
@@ -78,9 +84,15 @@ def family_of(checkpoint: Checkpoint) -> Family:
     Raises:
         BundleError: No family builds this pipeline.
     """
-    families = [cast(Family, import_module(f"{__name__}.{name}")) for name in _FAMILIES]
+    families = _families()
     for family in families:
         if checkpoint.pipeline in family.PIPELINES:
             return family
     known = ", ".join(name for family in families for name in family.PIPELINES)
     raise BundleError(f"{checkpoint.root} is a {checkpoint.pipeline}, which cannot be built yet; give one of: {known}")
+
+
+def _families() -> list[Family]:
+    """The modules of `_FAMILIES` that this installation has, in that order."""
+    here = [name for name in _FAMILIES if find_spec(f"{__name__}.{name}") is not None]
+    return [cast(Family, import_module(f"{__name__}.{name}")) for name in here]

@@ -1,124 +1,139 @@
-"""The Wan family (2.1 and 2.2, text to video): which modules become which graphs."""
+"""The Wan family (2.1 and 2.2, from text and from a picture): which modules become which graphs."""
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
+from transformers import CLIPVisionModel, UMT5EncoderModel
 
 from sora_export.checkpoint import Checkpoint
+from sora_export.external_data import read_weights
 from sora_export.families import Component, Shapes
 from sora_export.families import wan_parity as parity
-from sora_export.families.wan_graphs import BucketRotary, TextEncoderGraph, TransformerGraph
-from sora_export.families.wan_vae import (
-    VaeChunk,
-    VaeDecoderChunk,
-    VaeEncoderChunk,
-    cache_shapes,
-    make_vae,
+from sora_export.families.common import T5Graph, like, load_transformers, loader, statistics
+from sora_export.families.wan_facts import (
+    TEXT_LENGTH,
+    read_facts,
+    transformer_config,
+    transformer_folders,
+    vae_config,
+    vision_config,
 )
+from sora_export.families.wan_graphs import (
+    BucketRotary,
+    ConcatGraph,
+    FirstFrameGraph,
+    ImageEncoderGraph,
+    TransformerGraph,
+)
+from sora_export.families.wan_vae import VaeChunk, VaeDecoderChunk, VaeEncoderChunk, cache_shapes, make_vae
 from sora_export.onnx_from_torch import TorchGraph
-from sora_runtime.errors import BundleError
+from sora_runtime.errors import BundleError, InvalidRequest
+
+__all__ = ["NAME", "PIPELINES", "components", "read_facts"]
 
 NAME = "wan"
-PIPELINES = ("WanPipeline",)
-_CLASSES = {
-    "text_encoder": "UMT5EncoderModel",
-    "transformer": "WanTransformer3DModel",
-    "vae": "AutoencoderKLWan",
-}
-
-
-def read_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Reads bundle.json's "facts"; what no config states are the defaults of the Wan release.
-
-    Raises:
-        BundleError: A component is missing, is of another class, or does not fit the others.
-    """
-    for folder, name in _CLASSES.items():
-        if checkpoint.class_of(folder) != name:
-            raise BundleError(
-                f"{folder} of {checkpoint.root} is {checkpoint.class_of(folder)}, not {name}; "
-                "give a text-to-video Wan checkpoint"
-            )
-    vae, transformer = _vae_config(checkpoint), _transformer_config(checkpoint, "transformer")
-    text = checkpoint.json("text_encoder/config.json")
-    scheduler = checkpoint.json("scheduler/scheduler_config.json")
-    _check_fit(checkpoint, vae, transformer, text)
-    expand_timesteps = bool(checkpoint.index.get("expand_timesteps", False))
-    return {
-        "latent_channels": vae["z_dim"],
-        "spatial_stride": vae["scale_factor_spatial"],
-        "temporal_stride": vae["scale_factor_temporal"],
-        "patch_size": list(transformer["patch_size"]),
-        "fps": 24.0 if expand_timesteps else 16.0,
-        "latents_mean": vae["latents_mean"],
-        "latents_std": vae["latents_std"],
-        "max_sequence_length": 512,
-        "text_dim": transformer["text_dim"],
-        "pad_token_id": text.get("pad_token_id", 0),
-        "boundary_ratio": checkpoint.index.get("boundary_ratio"),
-        "expand_timesteps": expand_timesteps,
-        "num_train_timesteps": scheduler.get("num_train_timesteps", 1000),
-        "defaults": {"num_inference_steps": 50, "guidance_scale": 5.0, "negative_prompt": ""},
-    }
+PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
 
 
 def components(checkpoint: Checkpoint, facts: Mapping[str, Any], shapes: Shapes) -> Iterator[Component]:
-    """Describes the text encoder, one or two transformers, and the two halves of the VAE."""
+    """Describes the encoders of text and picture, one or two transformers, and what of the VAE is used."""
     yield _text_encoder(checkpoint, facts)
-    for folder in ("transformer", "transformer_2"):
-        if checkpoint.class_of(folder) is not None:
-            yield _transformer(checkpoint, folder, facts, shapes)
-    for name in ("vae_decoder", "vae_encoder"):
-        yield _vae(checkpoint, name, facts, shapes)
+    image = facts["image"] if "i2v" in shapes.tasks else None
+    if image is not None and image["image_encoder"] is not None:
+        yield _image_encoder(checkpoint)
+    for folder in transformer_folders(checkpoint):
+        yield _transformer(checkpoint, folder, facts, shapes)
+    yield _vae(checkpoint, "vae_decoder", facts, shapes)
+    if image is not None:
+        yield _vae(checkpoint, "vae_encoder", facts, shapes)
 
 
 def _text_encoder(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Component:
     config = checkpoint.json("text_encoder/config.json")
     length = facts["max_sequence_length"]
-    inputs = {
-        "input_ids": torch.empty(1, length, dtype=torch.int64),
-        "attention_mask": torch.empty(1, length, dtype=torch.int64),
-    }
-    graph = TorchGraph(partial(TextEncoderGraph, config), inputs, ["prompt_embeds"])
+    inputs = {name: like(1, length, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    # The states of padding are zero, as WanPipeline passes them on.
+    make = partial(T5Graph, UMT5EncoderModel, config, zero_padding=True)
     return Component(
         name="text_encoder",
         folder="text_encoder",
-        graphs={"text_encoder.onnx": graph},
-        entry={"graph": "text_encoder.onnx"},
-        load_reference=partial(parity.load_text_encoder, checkpoint.root),
+        graphs={"text_encoder.onnx": TorchGraph(make, inputs, ["encoder_hidden_states"])},
+        entry={
+            "graph": "text_encoder.onnx",
+            "max_sequence_length": length,
+            "pad_token_id": config.get("pad_token_id", 0),
+            "padding_side": "right",
+            "overflow": "refuse",
+            "clean": True,
+            "template": "{}",
+            "prompt": "whole",
+            "inputs": list(inputs),
+            "outputs": {"encoder_hidden_states": [1, length, config["d_model"]]},
+        },
+        load_reference=partial(load_transformers, UMT5EncoderModel, checkpoint.root / "text_encoder"),
         compare=partial(parity.compare_text_encoder, config["vocab_size"], length),
+        fingerprinted=True,
+        tokenizer_folder="tokenizer",
+    )
+
+
+def _image_encoder(checkpoint: Checkpoint) -> Component:
+    config = vision_config(checkpoint)
+    size = config.image_size
+    stored = read_weights(checkpoint.weight_files("image_encoder"))
+    prefix = "vision_model." if any(name.startswith("vision_model.") for name in stored) else ""
+    graph = TorchGraph(
+        partial(ImageEncoderGraph, config.to_dict(), prefix), {"pixel_values": like(1, 3, size, size)}, ["image_embeds"]
+    )
+    return Component(
+        name="image_encoder",
+        folder="image_encoder",
+        graphs={"image_encoder.onnx": graph},
+        entry={"graph": "image_encoder.onnx"},
+        load_reference=partial(load_transformers, CLIPVisionModel, checkpoint.root / "image_encoder"),
+        compare=partial(parity.compare_image_encoder, size),
         fingerprinted=True,
     )
 
 
 def _transformer(checkpoint: Checkpoint, folder: str, facts: Mapping[str, Any], shapes: Shapes) -> Component:
-    config = _transformer_config(checkpoint, folder)
+    config = transformer_config(checkpoint, folder)
+    image_shape = _image_embeds_shape(checkpoint, config)
     graphs, buckets = {}, []
-    for height, width in shapes.sizes:
-        for num_frames in shapes.num_frames:
-            file = f"{folder}.{height}x{width}x{num_frames}.onnx"
-            graphs[file] = _transformer_graph(config, facts, (num_frames, height, width))
-            bucket = {"height": height, "width": width, "num_frames": num_frames, "graph": file}
-            buckets.append(bucket)
+    for task in shapes.tasks:
+        for height, width in shapes.sizes:
+            for num_frames in shapes.num_frames:
+                file = f"{folder}.{height}x{width}x{num_frames}{'' if task == 't2v' else '.i2v'}.onnx"
+                latent_shape = _latent_shape(config, facts, (num_frames, height, width))
+                if task == "i2v" and facts["image"]["policy"] == "first_frame" and latent_shape[0] == 1:
+                    continue  # the clip is the picture
+                if task == "t2v":
+                    graphs[file] = _text_graph(config, facts, latent_shape)
+                else:
+                    graphs[file] = _image_graph(config, facts, latent_shape, image_shape)
+                size = {"height": height, "width": width, "num_frames": num_frames}
+                buckets.append({**size, "task": task, "graph": file})
+    if not buckets:
+        raise InvalidRequest("num_frames = 1 leaves nothing to make of a picture; use 5 or more")
     return Component(
         name=folder,
         folder=folder,
         graphs=graphs,
         entry={"buckets": buckets},
-        load_reference=_loader(checkpoint, WanTransformer3DModel, folder),
-        compare=partial(parity.compare_transformer, graphs),
+        load_reference=loader(checkpoint, WanTransformer3DModel, folder),
+        compare=partial(parity.compare_transformer, graphs, facts),
     )
 
 
-def _transformer_graph(config: Mapping[str, Any], facts: Mapping[str, Any], clip: tuple[int, int, int]) -> TorchGraph:
+def _latent_shape(
+    config: Mapping[str, Any], facts: Mapping[str, Any], clip: tuple[int, int, int]
+) -> tuple[int, int, int]:
     frames = (clip[0] - 1) // facts["temporal_stride"] + 1
     height, width = (size // facts["spatial_stride"] for size in clip[1:])
     positions = max(size // patch for size, patch in zip((frames, height, width), config["patch_size"], strict=True))
@@ -127,126 +142,107 @@ def _transformer_graph(config: Mapping[str, Any], facts: Mapping[str, Any], clip
             f"a clip of {clip[1]}x{clip[2]} and {clip[0]} frames has {positions} positions on an "
             f"axis, but the transformer knows {config['rope_max_seq_len']}; build a smaller one"
         )
-    inputs = {
-        "hidden_states": _like(1, config["in_channels"], frames, height, width),
-        "timestep": _like(1),
-        "encoder_hidden_states": _like(1, facts["max_sequence_length"], config["text_dim"]),
+    return frames, height, width
+
+
+def _inputs(config: Mapping[str, Any], facts: Mapping[str, Any], shape: tuple[int, int, int]) -> dict[str, Tensor]:
+    return {
+        "hidden_states": like(1, facts["latent_channels"], *shape),
+        "timestep": like(1),
+        "encoder_hidden_states": like(1, facts["max_sequence_length"], config["text_dim"]),
     }
-    rotary = BucketRotary(config, (frames, height, width))
-    return TorchGraph(partial(TransformerGraph, config, rotary), inputs, ["model_output"])
+
+
+def _text_graph(config: Mapping[str, Any], facts: Mapping[str, Any], shape: tuple[int, int, int]) -> TorchGraph:
+    make = partial(TransformerGraph, config, BucketRotary(config, shape))
+    return TorchGraph(make, _inputs(config, facts, shape), ["model_output"])
+
+
+def _image_graph(
+    config: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    shape: tuple[int, int, int],
+    image_shape: tuple[int, int] | None,
+) -> TorchGraph:
+    inputs, rotary = _inputs(config, facts, shape), BucketRotary(config, shape)
+    if facts["image"]["policy"] == "first_frame":
+        inputs["condition"] = like(1, facts["latent_channels"], 1, *shape[1:])
+        return TorchGraph(partial(FirstFrameGraph, config, rotary), inputs, ["model_output"])
+    inputs["condition"] = like(1, config["in_channels"] - facts["latent_channels"], *shape)
+    if image_shape is not None:
+        inputs["image_embeds"] = like(1, *image_shape)
+        if facts["max_sequence_length"] != TEXT_LENGTH:
+            raise BundleError(
+                f"max_sequence_length = {facts['max_sequence_length']}, but a Wan model with image embeddings takes "
+                f"{TEXT_LENGTH} tokens; remove it from sora_defaults.json"
+            )
+    tokens = 0 if image_shape is None else image_shape[0]
+    return TorchGraph(partial(ConcatGraph, config, rotary, tokens), inputs, ["model_output"])
+
+
+def _image_embeds_shape(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(tokens, channels): the class token and one for each patch of the image encoder's square."""
+    if config["image_dim"] is None:
+        return None
+    vision = vision_config(checkpoint)
+    if vision.hidden_size != config["image_dim"]:
+        raise BundleError(
+            f"the transformer of {checkpoint.root} takes image embeddings of {config['image_dim']}, but its image "
+            f"encoder gives {vision.hidden_size}; the folders do not belong together"
+        )
+    return (vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size
 
 
 def _vae(checkpoint: Checkpoint, name: str, facts: Mapping[str, Any], shapes: Shapes) -> Component:
-    config = _vae_config(checkpoint)
+    config = vae_config(checkpoint)
     graphs: dict[str, TorchGraph] = {}
     buckets = []
     for height, width in shapes.sizes:
-        files = {part: f"{name}.{height}x{width}.{part}.onnx" for part in ("first", "next")}
-        pair = _vae_graphs(config, name, facts, (height, width))
-        graphs.update(zip(files.values(), pair, strict=True))
-        buckets.append({"height": height, "width": width, **files})
+        parts = _vae_graphs(config, name, facts, (height, width))
+        files = {part: f"{name}.{height}x{width}.{part}.onnx" for part in parts}
+        graphs |= {files[part]: graph for part, graph in parts.items()}
+        buckets.append({"height": height, "width": width, "num_frames": None, "next": None, **files})
     compare = parity.compare_decoder if name == "vae_decoder" else parity.compare_encoder
     return Component(
         name=name,
         folder="vae",
         graphs=graphs,
-        entry={"buckets": buckets},
-        load_reference=_loader(checkpoint, AutoencoderKLWan, "vae"),
+        entry={"kind": "chunked", "buckets": buckets},
+        load_reference=loader(checkpoint, AutoencoderKLWan, "vae"),
         compare=partial(compare, facts, buckets),
     )
 
 
 def _vae_graphs(
     config: Mapping[str, Any], name: str, facts: Mapping[str, Any], size: tuple[int, int]
-) -> tuple[TorchGraph, TorchGraph]:
-    """The graphs of the first and of every later chunk of the decoder or encoder."""
+) -> dict[str, TorchGraph]:
+    """The graphs of the first and of every later chunk; the first alone where one picture is encoded."""
     if name == "vae_decoder":
         height, width = (pixels // facts["spatial_stride"] for pixels in size)
-        first = later = _like(1, config["z_dim"], 1, height, width)
+        first = later = like(1, config["z_dim"], 1, height, width)
         chunk: type[VaeChunk] = VaeDecoderChunk
-        input_name, output_name = "latents", "frames"
+        take, give = "latents", "frames"
     else:
-        first = _like(1, 3, 1, *size)
-        later = _like(1, 3, facts["temporal_stride"], *size)
-        chunk, input_name, output_name = VaeEncoderChunk, "frames", "latents"
+        first = like(1, 3, 1, *size)
+        later = like(1, 3, facts["temporal_stride"], *size)
+        chunk, take, give = VaeEncoderChunk, "frames", "latents"
+    means = statistics(config["latents_mean"], config["latents_std"])
+    if name == "vae_encoder" and facts["image"]["video"] == "first_only":
+        return {"first": TorchGraph(partial(_make_chunk, config, chunk, means, []), {take: first}, [give])}
     caches = cache_shapes(config, chunk, first, later)
-    make = partial(_make_chunk, config, chunk, _statistics(config), caches)
-    outputs = [output_name, *(f"cache_out.{i}" for i in range(len(caches)))]
-    inputs = {f"cache_in.{i}": _like(*shape) for i, shape in enumerate(caches)}
-    return (
-        TorchGraph(make, {input_name: first}, outputs),
-        TorchGraph(make, {input_name: later, **inputs}, outputs),
-    )
+    make = partial(_make_chunk, config, chunk, means, caches)
+    outputs = [give, *(f"cache_out.{i}" for i in range(len(caches)))]
+    inputs = {f"cache_in.{i}": like(*shape) for i, shape in enumerate(caches)}
+    return {
+        "first": TorchGraph(make, {take: first}, outputs),
+        "next": TorchGraph(make, {take: later, **inputs}, outputs),
+    }
 
 
 def _make_chunk(
     config: Mapping[str, Any],
     chunk: type[VaeChunk],
-    statistics: tuple[Tensor, Tensor],
+    means: tuple[Tensor, Tensor],
     caches: list[tuple[int, ...]],
 ) -> VaeChunk:
-    return chunk(make_vae(config), statistics, caches)
-
-
-def _like(*shape: int) -> Tensor:
-    """Stands for a float32 input of that shape; takes no memory."""
-    return torch.empty(shape, device="meta")
-
-
-def _statistics(config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    shape = (1, config["z_dim"], 1, 1, 1)
-    return (
-        torch.tensor(config["latents_mean"]).view(shape),
-        torch.tensor(config["latents_std"]).view(shape),
-    )
-
-
-def _loader(checkpoint: Checkpoint, model_class: type[ModelMixin], folder: str) -> Callable[[], torch.nn.Module]:
-    files = checkpoint.weight_files(folder)
-    return partial(parity.load_diffusers, model_class, checkpoint.root / folder, files)
-
-
-def _vae_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    return _with_defaults(AutoencoderKLWan, checkpoint.json("vae/config.json"))
-
-
-def _transformer_config(checkpoint: Checkpoint, folder: str) -> dict[str, Any]:
-    return _with_defaults(WanTransformer3DModel, checkpoint.json(f"{folder}/config.json"))
-
-
-def _with_defaults(model: type, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds what a config saved by an older diffusers does not mention."""
-    parameters = inspect.signature(model.__init__).parameters.values()  # type: ignore[misc]
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    return {**defaults, **config}
-
-
-def _check_fit(
-    checkpoint: Checkpoint,
-    vae: Mapping[str, Any],
-    transformer: Mapping[str, Any],
-    text: Mapping[str, Any],
-) -> None:
-    root = checkpoint.root
-    strides = {
-        "scale_factor_spatial": 2 ** (len(vae["dim_mult"]) - 1) * (vae["patch_size"] or 1),
-        "scale_factor_temporal": 2 ** sum(vae["temperal_downsample"]),
-    }
-    for key, stride in strides.items():
-        if vae[key] != stride:
-            raise BundleError(
-                f"{root}/vae/config.json says {key} = {vae[key]}, but its layers make it {stride}; correct the file"
-            )
-    if transformer["in_channels"] != vae["z_dim"] or transformer["image_dim"] is not None:
-        raise BundleError(
-            f"the transformer of {root} takes {transformer['in_channels']} channels and image "
-            f"embeddings of {transformer['image_dim']}, but latents have {vae['z_dim']} channels; "
-            "give a text-to-video checkpoint, not image-to-video"
-        )
-    if transformer["text_dim"] != text.get("d_model"):
-        raise BundleError(
-            f"the transformer of {root} takes prompt_embeds of {transformer['text_dim']}, but its "
-            f"text encoder gives {text.get('d_model')}; the folders do not belong together"
-        )
-    if not math.prod(transformer["patch_size"]):
-        raise BundleError(f"{root}/transformer/config.json has a patch_size of 0; correct the file")
+    return chunk(make_vae(config), means, caches)

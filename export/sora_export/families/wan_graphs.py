@@ -1,8 +1,9 @@
-"""The Wan transformer and its UMT5 text encoder as modules that export to small graphs."""
+"""The Wan transformer, for text and for pictures, and its CLIP image encoder as modules that export to small graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ import torch.onnx.ops
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor, nn
-from transformers import AttentionInterface, UMT5Config, UMT5EncoderModel
-from transformers.activations import NewGELUActivation
-from transformers.models.umt5.modeling_umt5 import UMT5LayerNorm
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from sora_export.families.common import BIASED_ATTENTION, rotate_pairs
 
 
 class BucketRotary(nn.Module):
@@ -51,11 +53,17 @@ class BucketRotary(nn.Module):
 
 
 class _PairwiseAttention:
-    """WanAttnProcessor with the rotation as arithmetic on pairs and one `Attention` operator.
+    """WanAttnProcessor with the rotation as arithmetic on pairs and one `Attention` operator each.
 
     diffusers writes the rotated channels into an empty tensor, which exports to ScatterND with an
-    index for each element.
+    index for each element. Frames may come as a batch; they attend to each other all the same.
+
+    `image_tokens` is how many embeddings of a picture stand in front of those of the prompt; a
+    block with keys and values of their own attends to them apart and adds what it finds.
     """
+
+    def __init__(self, image_tokens: int) -> None:
+        self.image_tokens = image_tokens
 
     def __call__(
         self,
@@ -65,33 +73,44 @@ class _PairwiseAttention:
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        assert attention_mask is None and attn.add_k_proj is None
+        assert attention_mask is None
+        shape = hidden_states.shape
+        hidden_states = hidden_states.reshape(1, -1, shape[-1])
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        key = attn.norm_k(attn.to_k(context)).unflatten(2, (attn.heads, -1))
-        value = attn.to_v(context).unflatten(2, (attn.heads, -1))
+        image = None
+        if attn.add_k_proj is not None:
+            image, context = context[:, : self.image_tokens], context[:, self.image_tokens :]
+        query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(context))
+        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(context)))
         if rotary_emb is not None:
             query, key = rotate_pairs(query, *rotary_emb), rotate_pairs(key, *rotary_emb)
-        output = torch.onnx.ops.attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))[0]
-        attended: Tensor = attn.to_out[0](output.transpose(1, 2).flatten(2, 3))
-        return attended
+        output = _attend(query, key, value)
+        if image is not None:
+            key, value = attn.norm_added_k(attn.add_k_proj(image)), attn.add_v_proj(image)
+            key, value = (x.unflatten(2, (attn.heads, -1)) for x in (key, value))
+            # TensorRT-RTX 1.7.1 crashes while it builds two bfloat16 attentions on one query. Half the query, which
+            # is exact in every format, at twice the scale is the same attention on another one.
+            output = output + _attend(query * 0.5, key, value, scale=2.0 * query.shape[-1] ** -0.5)
+        attended: Tensor = attn.to_out[0](output)
+        return attended.reshape(shape)
 
 
-def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns neighbouring channels of x [1, tokens, heads, channels] by the angles of its token."""
-    x1, x2 = x.unflatten(-1, (-1, 2)).unbind(-1)  # type: ignore[no-untyped-call]
-    return torch.stack((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1).flatten(-2)
+def _attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
+    """[1, tokens, heads, channels] each -> [1, tokens, heads x channels]; the scale is 1/sqrt(channels) if None."""
+    heads_first = (x.transpose(1, 2) for x in (query, key, value))
+    output: Tensor = torch.onnx.ops.attention(*heads_first, scale=scale)[0]
+    return output.transpose(1, 2).flatten(2, 3)
 
 
 class TransformerGraph(nn.Module):
-    """hidden_states [1,C,T,h,w], timestep [1], encoder_hidden_states [1,L,D] -> model_output."""
+    """hidden_states [1,C,T,h,w], timestep [1], encoder_hidden_states [1,L,D] -> model_output [1,C,T,h,w]."""
 
-    def __init__(self, config: Mapping[str, Any], rotary: BucketRotary) -> None:
+    def __init__(self, config: Mapping[str, Any], rotary: BucketRotary, image_tokens: int = 0) -> None:
         super().__init__()
         self.model = WanTransformer3DModel.from_config(dict(config))
         self.model.rope = rotary
         for block in self.model.blocks:
-            block.attn1.processor = block.attn2.processor = _PairwiseAttention()
+            block.attn1.processor = block.attn2.processor = _PairwiseAttention(image_tokens)
 
     def forward(self, hidden_states: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
         """The model's prediction for one timestep that all tokens share."""
@@ -99,55 +118,91 @@ class TransformerGraph(nn.Module):
         return output
 
 
-def _biased_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float = 1.0,
-    position_bias: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """UMT5's attention as one operator: relative positions and mask are added to the scores."""
-    bias = position_bias
-    if attention_mask is not None:
-        bias = attention_mask if bias is None else bias + attention_mask
-    output = torch.onnx.ops.attention(query, key, value, attn_mask=bias, scale=scaling)[0]
-    return output.transpose(1, 2), None
+class ConcatGraph(TransformerGraph):
+    """TransformerGraph with condition [1,n,T,h,w] beside the latents and perhaps image_embeds [1,n,D]."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        embeds: Tensor,
+        condition: Tensor,
+        image_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """The model's prediction for latents whose picture and mask are more channels."""
+        both = torch.cat((hidden_states, condition), dim=1)
+        output: Tensor = self.model(both, timestep, embeds, image_embeds, return_dict=False)[0]
+        return output
 
 
-_BIASED_ATTENTION = "sora_export_biased_attention"
-AttentionInterface.register(_BIASED_ATTENTION, _biased_attention)
+class FirstFrameGraph(TransformerGraph):
+    """TransformerGraph with condition [1,C,1,h,w] in the place of the first latent frame, at timestep 0.
+
+    WanImageToVideoPipeline gives each token a timestep of its own, and the model then makes six
+    modulations of full width for each: 2 GB at 720p. But there are two timesteps, and tokens of one
+    frame share theirs, so the model is handed the frames as a batch, where they meet in the
+    attention alone.
+    """
+
+    timestep_of_frame: Tensor
+
+    def __init__(self, config: Mapping[str, Any], rotary: BucketRotary) -> None:
+        super().__init__(config, rotary)
+        with unset_fake_temporarily():
+            timestep_of_frame = torch.tensor([0] + [1] * (rotary.lengths[0] - 1))
+        self.register_buffer("timestep_of_frame", timestep_of_frame, persistent=False)
+        embedder = self.model.condition_embedder
+        embedder.forward = partial(self._embed_frames, embedder.forward)
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, timestep: Tensor, embeds: Tensor, condition: Tensor
+    ) -> Tensor:
+        """The model's prediction; what it says of the first frame is of no use."""
+        frames = torch.cat((condition, hidden_states[:, :, 1:]), dim=2).transpose(0, 2)
+        timesteps = torch.cat((torch.zeros_like(timestep), timestep))[:, None]
+        output: Tensor = self.model(frames, timesteps, embeds, return_dict=False)[0]
+        return output.transpose(0, 2)
+
+    def _embed_frames(self, embed: Callable[..., tuple[Any, ...]], *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """WanTimeTextImageEmbedding of two timesteps, [2,1,n] each, handed to the frames, [T,1,n]."""
+        times, modulations, *rest = embed(*args, **kwargs)
+        return (*(torch.index_select(x, 0, self.timestep_of_frame) for x in (times, modulations)), *rest)
 
 
-class TextEncoderGraph(nn.Module):
-    """input_ids, attention_mask int64 [1,L] -> prompt_embeds [1,L,D], zero where the mask is."""
+class ImageEncoderGraph(nn.Module):
+    """pixel_values [1,3,S,S], normalised -> image_embeds [1,n,D]: what goes into CLIP's last layer.
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    That is `hidden_states[-2]`, so the last layer is not built. `prefix` is what stands before the
+    names of the weights in the file; releases of transformers differ in it.
+    """
+
+    def __init__(self, config: Mapping[str, Any], prefix: str) -> None:
         super().__init__()
-        umt5 = UMT5Config.from_dict(dict(config))
-        umt5.dtype = torch.float32
-        umt5._attn_implementation = _BIASED_ATTENTION
-        self.model = UMT5EncoderModel(umt5)
-        for name, module in list(self.model.named_modules()):
-            if isinstance(module, NewGELUActivation):
-                self.model.set_submodule(name, nn.GELU(approximate="tanh"))
-            elif isinstance(module, UMT5LayerNorm):
-                self.model.set_submodule(name, _rms_norm(module))
+        settings = CLIPVisionConfig.from_dict(dict(config))
+        settings.dtype = torch.float32
+        settings._attn_implementation = BIASED_ATTENTION
+        settings.num_hidden_layers -= 1
+        self.clip = [CLIPVisionModel(settings)]
+        model = self.clip[0]
+        model.embeddings.position_embedding = _EveryPosition(model.embeddings.position_embedding.weight)
+        self.model = model
+        if prefix:
+            self.model = nn.Module()
+            self.model.add_module(prefix.removesuffix("."), model)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The hidden states as WanPipeline passes them on: cut to the prompt, padded with zeros."""
-        keep = attention_mask.to(torch.float32)
-        # Added to the scores of every head and query: a key that is masked gets no weight.
-        scores = (1.0 - keep)[:, None, None, :] * torch.finfo(torch.float32).min
-        hidden: Tensor = self.model(input_ids, scores).last_hidden_state
-        return hidden * keep.unsqueeze(-1)
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """The hidden states of the class token and of all patches."""
+        output: Tensor = self.clip[0](pixel_values).last_hidden_state
+        return output
 
 
-def _rms_norm(norm: UMT5LayerNorm) -> nn.RMSNorm:
-    """The same norm as one operator, on the same parameter."""
-    (size,) = norm.weight.shape
-    equal = nn.RMSNorm(size, eps=norm.variance_epsilon)
-    equal.weight = norm.weight
-    return equal
+class _EveryPosition(nn.Module):
+    """The embedding of all positions in their order: the weight itself."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        """[1, n, D]; the ids are 0 to n-1."""
+        return self.weight[None]

@@ -83,6 +83,8 @@ class VaeChunk(nn.Module):
         used = [cache for cache in caches if cache is not None]
         if self.shapes is None:
             return used
+        if not self.shapes:
+            return []
         steady = []
         for cache, shape in zip(used, self.shapes, strict=True):
             if isinstance(cache, str):
@@ -112,7 +114,8 @@ class VaeDecoderChunk(VaeChunk):
 class VaeEncoderChunk(VaeChunk):
     """frames [1,3,t,H,W] and, after the first chunk, caches -> latents [1,C,1,h,w] and caches.
 
-    The latents are the mode of the posterior, normalised as the transformer takes them.
+    The latents are the mode of the posterior, normalised as the transformer takes them. An empty
+    list of cache shapes means that there is but one chunk, and no caches come out.
     """
 
     def forward(self, frames: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:

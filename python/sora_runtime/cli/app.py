@@ -12,6 +12,8 @@ from typer.core import TyperGroup
 
 from sora_runtime import __version__
 from sora_runtime.cli.build import build
+from sora_runtime.cli.check import check
+from sora_runtime.cli.engines import engines
 from sora_runtime.cli.inspect import inspect
 from sora_runtime.cli.run import run
 from sora_runtime.errors import Cancelled, InvalidRequest, SoraError
@@ -64,6 +66,8 @@ app = typer.Typer(
 app.command(no_args_is_help=True)(run)
 app.command(no_args_is_help=True)(build)
 app.command(no_args_is_help=True)(inspect)
+app.command(no_args_is_help=True)(check)
+app.command()(engines)
 
 
 @app.callback()

@@ -1,68 +1,136 @@
-"""`sora-bench build`: makes a bundle of a diffusers checkpoint."""
+"""`sora-bench build`: makes a bundle of a diffusers checkpoint, and its engines."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sora_runtime.cli.parse import parse_size
-from sora_runtime.errors import SoraError
+from sora_export.precision import Precision
+from sora_runtime.cli import build_options as option
+from sora_runtime.cli.parse import parse_numbers, parse_size, split_list
+from sora_runtime.errors import InvalidRequest, SoraError
+
+if TYPE_CHECKING:
+    from sora_export.build import BuildRequest, Calibration
+    from sora_export.engine_from_onnx import EngineOptions
 
 _EXPORT_PACKAGES = {
     "diffusers",
     "ftfy",
+    "huggingface_hub",
     "onnx",
     "onnx_ir",
     "onnxscript",
     "safetensors",
+    "skimage",
     "torch",
     "transformers",
 }
+_DEFAULT_TARGETS = ("8.9", "12.0")
 
 
-def build(
-    checkpoint: Annotated[Path, typer.Argument(help="A diffusers checkpoint folder.", metavar="CHECKPOINT")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The bundle; CHECKPOINT itself is fine.")],
-    size: Annotated[list[str], typer.Option(metavar="WIDTHxHEIGHT", help="In pixels; several: repeat it.")],
-    frames: Annotated[list[int], typer.Option(metavar="N", help="Number of frames; several: repeat it.")],
+def build(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
+    checkpoint: option.Checkpoint,
+    out: option.Out,
+    size: option.Size,
+    frames: option.Frames,
+    task: option.Task = None,
+    precision: option.PrecisionOption = None,
+    engine: option.Engine = option.EngineName.onnxruntime,
+    compute_capability: option.ComputeCapability = None,
+    calibration: option.Calibration = None,
+    calibration_steps: option.CalibrationSteps = None,
+    weights: option.Weights = option.EngineWeights.embedded,
+    engine_cache: option.EngineCache = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="For receipts; if not given, the folder's.")] = None,
-    check_parity: Annotated[
-        bool,
-        typer.Option(
-            "--parity/--no-parity",
-            help="Compare every graph with torch on the real weights, or take it on trust.",
-        ),
-    ] = True,
+    check_parity: option.CheckParity = True,
+    plan: option.Plan = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on the way.", metavar="")] = False,
 ) -> None:
     """Export CHECKPOINT to graphs for every --size with every --frames; its weights stay put."""
-    sizes = [(pixels.height, pixels.width) for pixels in map(parse_size, size)]
-    for path in (checkpoint, out):
+    sizes = [(pixels.height, pixels.width) for pixels in map(parse_size, split_list(size))]
+    for path in (Path(checkpoint), out):
         _check_path(path)
-    progress: Callable[[str], None] = (lambda _: None) if quiet else _say
-    try:
-        from sora_export.bundle_from_checkpoint import build_bundle
+    with export_packages("build"):
+        from sora_export.build import BuildRequest, build
+        from sora_export.build_plan import plan_build
 
-        folder = build_bundle(
-            checkpoint,
-            out,
-            sizes,
-            frames,
+        request = BuildRequest(
+            checkpoint=checkpoint,
+            out=out,
+            sizes=sizes,
+            num_frames=parse_numbers("--frames", split_list(frames)),
+            tasks=split_list(task or []) or None,
             name=name,
+            precision=precision or _default_precision(engine),
+            engine=engine.value,
+            calibration=_calibration(calibration, calibration_steps),
             check_parity=check_parity,
-            progress=progress,
+            engine_options=_engine_options(engine, split_list(compute_capability or []), weights),
+            engine_cache=engine_cache,
         )
+        if plan:
+            _print_plan(request)
+            return
+        folder = build(request, (lambda _: None) if quiet else _say)
+    if not quiet:
+        typer.echo(folder)
+
+
+def _default_precision(engine: option.EngineName) -> Precision:
+    """TensorRT has no fused attention in float32."""
+    return Precision.FP32 if engine is option.EngineName.onnxruntime else Precision.BF16
+
+
+def _calibration(file: Path | None, steps: int | None) -> Calibration | None:
+    from sora_export.build import Calibration
+    from sora_export.trajectories import read_prompts
+
+    if file is None:
+        if steps is not None:
+            raise InvalidRequest(f"--calibration-steps {steps} goes with --calibration PROMPTS; give both or neither")
+        return None
+    return Calibration(read_prompts(file), steps)
+
+
+def _engine_options(
+    engine: option.EngineName, targets: list[str], weights: option.EngineWeights
+) -> EngineOptions | None:
+    if engine is option.EngineName.onnxruntime:
+        if targets:
+            raise InvalidRequest(
+                f"--compute-capability {','.join(targets)} is for TensorRT; add --engine tensorrt_rtx or leave it out"
+            )
+        return None
+    from sora_export.engine_from_onnx import EngineOptions
+
+    default = _DEFAULT_TARGETS if engine is option.EngineName.tensorrt_rtx else ()
+    return EngineOptions(
+        library=engine.value, compute_capabilities=tuple(targets) or default, weights=weights.value
+    )
+
+
+@contextmanager
+def export_packages(command: str) -> Iterator[None]:
+    """Turns a package that the extra `export` would have brought into one sentence."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXPORT_PACKAGES:
             raise
-        raise SoraError(f"build needs {package}, which is not installed; pip install 'sora-runtime[export]'") from error
-    if not quiet:
-        typer.echo(folder)
+        raise SoraError(
+            f"{command} needs {package}, which is not installed; pip install 'sora-runtime[export]'"
+        ) from error
+
+
+def _print_plan(request: BuildRequest) -> None:
+    raise NotImplementedError
 
 
 def _check_path(path: Path) -> None:

@@ -16,15 +16,22 @@ if TYPE_CHECKING:
     from sora_runtime.bundle import Bundle
 
 
+_TASKS = {"t2v": "from a prompt", "i2v": "from a picture and a prompt"}
+
+
 def inspect(
     bundle: Annotated[str, typer.Argument(help="A bundle folder or a shipped bundle's name.", metavar="BUNDLE")],
-    json: Annotated[bool, typer.Option("--json", help="As JSON.", metavar="")] = False,
+    graph: Annotated[str | None, typer.Option(help="Show one graph's operators.", metavar="NAME")] = None,
+    graphs: Annotated[bool, typer.Option("--graphs", help="Show every graph's operators.", metavar="")] = False,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, with all of that.", metavar="")] = False,
     verify: Annotated[VerifyBundle, typer.Option(help="When to hash the bundle's files.")] = VerifyBundle.once,
 ) -> None:
     """Show the shapes, graphs, weights and parity of BUNDLE; fails if a file is damaged."""
     from sora_runtime.bundle import Bundle
 
     loaded = Bundle.load(bundle, verify=verify.value)
+    if graph is not None:
+        _check_name(loaded, graph)
     hashed_now = verify is VerifyBundle.always
     if json:
         record = {
@@ -35,17 +42,37 @@ def inspect(
         }
         typer.echo((json_format.dumps(record, indent=2, ensure_ascii=False) + "\n").encode(), nl=False)
         return
+    from sora_runtime.cli import graph_tables
     from sora_runtime.cli.tables import print_all
 
-    print_all(_tables(loaded, hashed_now=hashed_now))
+    if graph is not None or graphs:
+        names = [graph] if graph is not None else _graph_names(loaded)
+        print_all(part for name in names for part in graph_tables.details(name, loaded.manifest.reports))
+    else:
+        print_all(_tables(loaded, hashed_now=hashed_now))
+
+
+def _graph_names(bundle: Bundle) -> list[str]:
+    return [name for name in bundle.manifest.files if name.endswith(".onnx")]
+
+
+def _check_name(bundle: Bundle, graph: str) -> None:
+    from sora_runtime.errors import InvalidRequest
+
+    names = _graph_names(bundle)
+    if graph not in names:
+        raise InvalidRequest(f"'{bundle.name}' has no graph '{graph}'; use one of {', '.join(names)}")
 
 
 def _tables(bundle: Bundle, *, hashed_now: bool) -> Iterator[RenderableType]:
+    from sora_runtime.cli import graph_tables
     from sora_runtime.cli.tables import columns, facts
 
     yield facts(_facts(bundle))
     graphs = ("graph", "size", "frames", "bytes", "parity")
     yield columns(graphs, _graphs(bundle), numbers={"frames", "bytes", "parity"})
+    if bundle.manifest.reports:
+        yield graph_tables.summary(_graph_names(bundle), bundle.manifest.reports)
     yield columns(("file", "bytes", "sha256"), _files(bundle), numbers={"bytes"})
     when = "now" if hashed_now else "when first seen; --verify always hashes again"
     yield facts([("verified", f"all {len(bundle.manifest.files)} files match their sha256, hashed {when}")])
@@ -57,7 +84,8 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
     manifest, known = bundle.manifest, bundle.manifest.facts
     user = known.defaults
     rows = [
-        ("name", f"{manifest.name} ({manifest.family}, {manifest.precision})"),
+        ("name", f"{manifest.name} ({manifest.family}, {manifest.precision}, {manifest.engine})"),
+        ("makes clips", " and ".join(_TASKS[task] for task in manifest.tasks)),
         ("license", manifest.license or "not stated"),
         ("folder", str(bundle.root)),
         ("sha256", f"{bundle.sha256} (bundle.json)"),
@@ -73,8 +101,11 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
             f"{known.latent_channels} channels; stride {known.spatial_stride} in space, "
             f"{known.temporal_stride} in time; patch {'x'.join(map(str, known.patch_size))}",
         ),
-        ("text", f"{known.max_sequence_length} tokens of {known.text_dim}"),
     ]
+    for name, record in manifest.components.text_encoders.items():
+        outputs = ", ".join(f"{output} {'x'.join(map(str, dims))}" for output, dims in record.outputs.items())
+        label = "text" if name == "text_encoder" else "text 2"
+        rows.append((label, f"{record.max_sequence_length} tokens -> {outputs}"))
     if known.boundary_ratio is not None:
         rows.append(("boundary", f"{known.boundary_ratio:g} of the timesteps: transformer_2 below"))
     made = ", ".join(f"{package} {version}" for package, version in manifest.made_by.items())
@@ -83,16 +114,21 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
 
 def _graphs(bundle: Bundle) -> Iterator[tuple[str, ...]]:
     parts = bundle.manifest.components
-    yield _graph(bundle, "text_encoder", parts.text_encoder.graph, "", "")
+    encoders = {**parts.text_encoders, "image_encoder": parts.image_encoder}
+    for name, encoder in encoders.items():
+        if encoder is not None:
+            yield _graph(bundle, name, encoder.graph, "", "")
     for name, transformer in (("transformer", parts.transformer), ("transformer_2", parts.transformer_2)):
         for bucket in transformer.buckets if transformer else ():
-            size = f"{bucket.width}x{bucket.height}"
-            yield _graph(bundle, name, bucket.graph, size, str(bucket.num_frames))
+            yield _graph(bundle, name, bucket.graph, f"{bucket.width}x{bucket.height}", str(bucket.num_frames))
     for name, vae in (("vae_decoder", parts.vae_decoder), ("vae_encoder", parts.vae_encoder)):
-        for chunk in vae.buckets if vae else ():
+        for tiles in vae.buckets if vae is not None and vae.kind == "tiled" else ():
+            yield _graph(bundle, name, tiles.graph, f"{tiles.width}x{tiles.height}", "tile")
+        for chunk in vae.buckets if vae is not None and vae.kind == "chunked" else ():
             size = f"{chunk.width}x{chunk.height}"
             yield _graph(bundle, name, chunk.first, size, "first")
-            yield _graph(bundle, name, chunk.next, size, "next")
+            if chunk.next is not None:
+                yield _graph(bundle, name, chunk.next, size, "next")
 
 
 def _graph(bundle: Bundle, component: str, graph: str, size: str, frames: str) -> tuple[str, ...]:

@@ -31,6 +31,23 @@ def parse_size(text: str) -> PixelSize:
     return PixelSize(int(match[1]), int(match[2]))
 
 
+def split_list(texts: list[str]) -> list[str]:
+    """The values of an option that may be repeated and may hold several with commas between them."""
+    return [part.strip() for text in texts for part in text.split(",") if part.strip()]
+
+
+def parse_numbers(name: str, texts: list[str]) -> list[int]:
+    """Whole numbers.
+
+    Raises:
+        InvalidRequest: A text is something else.
+    """
+    for text in texts:
+        if not re.fullmatch(r"[-+]?\d+", text, re.ASCII):
+            raise InvalidRequest(f"{name} {text} is not a whole number; use one such as 25")
+    return [int(text) for text in texts]
+
+
 def parse_frames(frames: list[str], num_frames: int | None, frames_dir: Path | None) -> tuple[int | None, Path | None]:
     """Merges ``--frames N|DIR`` with ``--num-frames`` and ``--frames-dir``.
 

@@ -105,6 +105,7 @@ def _stages(receipt: Receipt) -> list[tuple[str, str, str, str]]:
     rows: list[tuple[str, float | None, str]] = [
         ("tokenize", seconds.tokenize, ""),
         ("text_encode", seconds.text_encode, cache),
+        *([("image_encode", seconds.image_encode, "")] if seconds.image_encode is not None else []),
         ("denoise", seconds.denoise, f"{made.made} evaluations, {made.skipped} skipped{pace}"),
         ("vae_decode", seconds.vae_decode, ""),
         ("encode_mp4", seconds.encode_mp4, receipt.reasons.get("seconds.encode_mp4", "")),

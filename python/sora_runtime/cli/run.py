@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
     prompt: option.Prompt,
     model: option.Model = "wan-pocket",
+    image: option.Image = None,
     negative_prompt: option.NegativePrompt = None,
     seed: option.Seed = 0,
     steps: option.Steps = None,
@@ -45,6 +46,7 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
     check_text("PROMPT", prompt)
     check_text("--negative-prompt", negative_prompt)
     request = {
+        "image": image,
         "negative_prompt": negative_prompt,
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,

@@ -39,6 +39,7 @@ Prompt = Annotated[str, typer.Argument(help="What the clip should show.", metava
 Model = Annotated[str, typer.Option(help="A shipped bundle or a bundle folder.", metavar="NAME|DIR")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No bars, no table.", metavar="")]
 
+Image = Annotated[Path | None, _clip("The picture that the clip begins with.", "FILE")]
 NegativePrompt = Annotated[str | None, _clip("What it should not show.", "TEXT")]
 Seed = Annotated[int, _clip("One seed, one clip, on every machine.", "N")]
 Steps = Annotated[int | None, _clip("Inference steps.", "N")]

@@ -1,0 +1,174 @@
+"""Converts a float32 bundle to another precision: new small graphs over the same weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from sora_export.calibration import CalibrationResult, calibrate
+from sora_export.checkpoint import Checkpoint
+from sora_export.graph_report import report
+from sora_export.manifest import file_record, write_manifest
+from sora_export.precision import EngineName, Part, Precision
+from sora_export.quantize_onnx import to_precision
+from sora_export.staging import Staging
+from sora_export.trajectories import Prompt, record_trajectories
+from sora_runtime.errors import OutputError
+
+Progress = Callable[[str], None]
+Statistics = CalibrationResult
+
+PARTS: Mapping[str, Part] = {
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder",
+    "image_encoder": "image_encoder",
+    "transformer": "transformer",
+    "transformer_2": "transformer",
+    "vae_decoder": "vae_decoder",
+    "vae_encoder": "vae_encoder",
+}
+
+
+def graphs_of(components: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(component, graph file) of every graph that bundle.json's "components" name."""
+    for name, entry in components.items():
+        if entry is None:
+            continue
+        for bucket in entry.get("buckets", [entry]):
+            for key in ("graph", "first", "next"):
+                if bucket.get(key) is not None:
+                    yield name, bucket[key]
+
+
+def calibrate_bundle(
+    bundle: Path, prompts: Sequence[Prompt], num_inference_steps: int | None, progress: Progress
+) -> dict[str, Statistics]:
+    """The ranges of activations in every component that the prompts' clips evaluate.
+
+    All buckets of a component share its weights' names, so that what was measured at one shape serves all.
+
+    Args:
+        bundle: A float32 bundle.
+        prompts: What the clips show.
+        num_inference_steps: Of each clip; the model's own number if None.
+        progress: Called with one sentence for each piece of work.
+
+    Raises:
+        InvalidRequest: A prompt does not fit the model.
+        BundleError, EngineError: The bundle cannot be run.
+    """
+    recorded = record_trajectories(bundle, prompts, num_inference_steps=num_inference_steps, progress=progress)
+    components = json.loads((bundle / "bundle.json").read_bytes())["components"]
+    statistics: dict[str, Statistics] = {}
+    for component, graph in graphs_of(components):
+        if graph in recorded.feeds:
+            progress(f"measuring the activations of {graph}")
+            found = calibrate(bundle / graph, recorded.feeds[graph])
+            statistics[component] = statistics[component].merged(found) if component in statistics else found
+    return statistics
+
+
+def convert_bundle(
+    source: Path,
+    out: Path,
+    precision: Precision,
+    engine: EngineName,
+    statistics: Mapping[str, Statistics],
+    progress: Progress,
+) -> Path:
+    """Writes a bundle whose graphs are those of `source` in another precision.
+
+    The checkpoint's files are linked, not copied; only what `to_precision` quantises for ONNX Runtime is new data.
+
+    Args:
+        source: A float32 bundle.
+        out: The new bundle's folder; may hold the same checkpoint already.
+        precision: Of the matrix products; see `sora_export.precision.choose`.
+        engine: What is to run the graphs.
+        statistics: Of `calibrate_bundle`, by component.
+        progress: Called with one sentence for each graph.
+
+    Returns:
+        The path of the bundle's folder.
+
+    Raises:
+        InvalidRequest: The engine does not have that precision, or statistics are missing.
+        OutputError: Something cannot be written; `out` is as it was.
+    """
+    manifest = json.loads((source / "bundle.json").read_bytes())
+    try:
+        with Staging(out) as staging:
+            staging.link_checkpoint(Checkpoint(source), progress)
+            return _Conversion(source, out, precision, engine, statistics, staging, progress).run(manifest)
+    except OSError as error:
+        raise OutputError(
+            f"{error.filename or out} cannot be read or written ({error.strerror or error}); "
+            "check the disk and its permissions"
+        ) from error
+
+
+class _Conversion:
+    """One run: the graphs written so far and the files they need."""
+
+    def __init__(
+        self,
+        source: Path,
+        out: Path,
+        precision: Precision,
+        engine: EngineName,
+        statistics: Mapping[str, Statistics],
+        staging: Staging,
+        progress: Progress,
+    ) -> None:
+        self.source, self.out = source, out
+        self.precision, self.engine = precision, engine
+        self.statistics, self.staging, self.progress = statistics, staging, progress
+
+    def run(self, manifest: dict[str, Any]) -> Path:
+        files = {name: record for name, record in manifest["files"].items() if not name.endswith(".onnx")}
+        for name in files:
+            if "/" not in name and name != "model_index.json":  # tokenizers: written by the build, not linked
+                target = self.staging.new_file(name)
+                target.write_bytes((self.source / name).read_bytes())
+        reports = {}
+        for component, graph in graphs_of(manifest["components"]):
+            self.progress(f"converting {graph} to {self.precision}")
+            path, reports[graph] = self._convert(component, graph)
+            files[graph] = file_record(path)
+            for data in set(files[graph]["data"]) - set(files):
+                files[data] = file_record(self.out / data)
+        changed = {
+            "precision": str(self.precision),
+            "engine": self.engine,
+            "files": files,
+            "reports": reports,
+            "parity": self._parity(manifest),
+        }
+        self.progress("writing bundle.json")
+        self.staging.finish(lambda: write_manifest(self.out, {**manifest, **changed}))
+        return self.out
+
+    def _convert(self, component: str, graph: str) -> tuple[Path, dict[str, Any]]:
+        model = ir.load(self.source / graph)
+        data_file = f"{self.precision}/{component}.safetensors"
+        self.staging.will_create(data_file)
+        to_precision(
+            model,
+            self.precision,
+            engine=self.engine,
+            part=PARTS[component],
+            calibration=self.statistics.get(component),
+            root=self.out,
+            data_file=data_file,
+        )
+        path = self.staging.new_file(graph)
+        ir.save(model, path)
+        return path, report(model)
+
+    def _parity(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        reason = f"measured for fp32 only; `sora-bench check` compares {self.precision}"
+        return {name: {"relative_l2": None, "reason": reason} for name in manifest["parity"]}

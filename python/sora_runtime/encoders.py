@@ -1,0 +1,95 @@
+"""All text encoders of a bundle: what a clip's texts become, for both branches of guidance."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .bundle import Bundle
+from .embedding_store import EmbeddingStore
+from .manifest import TextEncoderRecord
+from .pixels import Picture
+from .stages import open_engine
+from .text import PromptTokenizer, TextEncoder, TextUse
+from .turns import stop_if_cancelled
+
+Report = Callable[[str, int, int], None]
+
+
+class TextEncoders:
+    """The text encoders of a bundle; each engine is made when a prompt first misses the cache.
+
+    Args:
+        bundle: whose encoders they are.
+        num_threads: of the engines.
+        cache: the embedding cache in memory.
+        store: the embedding cache on disk, if any.
+
+    Raises:
+        BundleError: a tokenizer cannot be read.
+    """
+
+    def __init__(
+        self, bundle: Bundle, *, num_threads: int, cache: _core.EmbeddingCache, store: EmbeddingStore | None
+    ) -> None:
+        def encoder(record: TextEncoderRecord) -> TextEncoder:
+            return TextEncoder(
+                record,
+                PromptTokenizer(bundle.path(record.tokenizer), record),
+                lambda: open_engine(bundle, record.graph, num_threads=num_threads),
+                fingerprint=bundle.fingerprint(record.graph),
+                cache=cache,
+                store=store,
+            )
+
+        records = bundle.manifest.components.text_encoders
+        self.encoders = {name: encoder(record) for name, record in records.items()}
+
+    @property
+    def loaded(self) -> bool:
+        """Whether any engine was made."""
+        return any(encoder.loaded for encoder in self.encoders.values())
+
+    def embed(
+        self,
+        texts: Sequence[tuple[str, str]],
+        image: Picture | None,
+        report: Report,
+        cancel: _core.CancelToken | None,
+    ) -> tuple[list[dict[str, NDArray[np.float32]]], TextUse]:
+        """The transformer's text inputs for each text.
+
+        Args:
+            texts: (what an error calls it, the text).
+            image: shown to encoders that see the picture.
+            report: called with (stage, done, total).
+            cancel: stops between two encoders.
+
+        Raises:
+            InvalidRequest: a text is too long.
+            Cancelled: stopped through `cancel`.
+        """
+        use = TextUse()
+        # All texts are measured before the first is encoded, which may take minutes.
+        report("tokenize", 0, len(texts))
+        encoders = list(self.encoders.values())
+        ids = [[encoder.tokenize(text, name, use) for encoder in encoders] for name, text in texts]
+        report("tokenize", len(texts), len(texts))
+        embedded: list[dict[str, NDArray[np.float32]]] = []
+        report("text_encode", 0, len(texts))
+        for tokens in ids:
+            outputs: dict[str, NDArray[np.float32]] = {}
+            for encoder, own in zip(encoders, tokens, strict=True):
+                stop_if_cancelled(cancel, "before the text encoder")
+                seen = encoder.record.image_input
+                pixels = None if seen is None or image is None else image.pixel_values(seen)
+                outputs |= encoder.embed(own, use, pixels)
+            embedded.append(outputs)
+            report("text_encode", len(embedded), len(texts))
+        return embedded, use
+
+    def close(self) -> None:
+        """Give back the engines; the cache stays."""
+        for encoder in self.encoders.values():
+            encoder.close()
