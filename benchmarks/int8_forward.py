@@ -24,6 +24,7 @@ from sora_runtime.machine import available_cores
 Inputs = Mapping[str, NDArray[np.float32]]
 Forward = Callable[[], NDArray[np.float32]]
 ROUNDS = 7
+PAUSE = 0.05  # seconds in which the threads of the engine before stop spinning
 BASELINE, OURS = "ONNX Runtime fp32", "ONNX Runtime int8"
 
 
@@ -190,6 +191,7 @@ def take_turns(engines: Mapping[str, Forward], rounds: int) -> tuple[dict[str, l
     answers: dict[str, Any] = {}
     for turn in range(rounds + 1):
         for name, run in engines.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             answer = run()
             if turn == 0:

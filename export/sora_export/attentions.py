@@ -33,7 +33,8 @@ class Attention:
 class Pair(Protocol):
     """Puts Q/DQ behind a value; `largest` is the magnitude that the format's largest number stands for."""
 
-    def __call__(self, before: ir.Node, value: ir.Value, largest: float, name: str) -> ir.Value: ...
+    def __call__(self, before: ir.Node, value: ir.Value, largest: float, name: str) -> ir.Value:
+        """The dequantised value."""
 
 
 def self_attentions(graph: ir.Graph) -> list[Attention]:

@@ -8,10 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sora_export.bundle_from_checkpoint import build_bundle
+from sora_export.build_plan import BuildPlan, component_size, plan_build
+from sora_export.bundle_from_checkpoint import build_bundle, check_shapes, chosen_shapes
+from sora_export.checkpoint import Checkpoint
 from sora_export.convert_bundle import Statistics, calibrate_bundle, convert_bundle
+from sora_export.defaults import read_defaults, with_defaults
 from sora_export.engine_from_onnx import EngineOptions
 from sora_export.engines_of_bundle import build_engines
+from sora_export.families import family_of
 from sora_export.hub import local_checkpoint
 from sora_export.precision import EngineName, Precision
 from sora_export.trajectories import Prompt
@@ -73,6 +77,32 @@ def build(request: BuildRequest, progress: Progress = lambda message: None) -> P
     if request.engine_options is not None:
         build_engines(folder, request.engine_options, EngineStore(request.engine_cache), progress)
     return folder
+
+
+def plan(request: BuildRequest) -> BuildPlan:
+    """What the build will take, from the sizes of the checkpoint's weights; nothing is built.
+
+    Raises:
+        InvalidRequest, BundleError: As `build` would, as far as that shows in the configs.
+    """
+    _check(request)
+    checkpoint = Checkpoint(local_checkpoint(request.checkpoint, lambda message: None))
+    family = family_of(checkpoint)
+    facts = family.read_facts(checkpoint)
+    shapes = chosen_shapes(facts.pop("tasks"), request.tasks, request.sizes, request.num_frames)
+    facts = with_defaults(facts, read_defaults(checkpoint), shapes)
+    check_shapes(facts, shapes)
+    sizes = [
+        component_size(component.name, checkpoint.weight_files(component.folder), len(component.graphs))
+        for component in family.components(checkpoint, facts, shapes)
+    ]
+    options = request.engine_options
+    return plan_build(
+        sizes,
+        precision=request.precision,
+        plans_per_graph=0 if options is None else max(len(options.compute_capabilities), 1),
+        weights_in_plan=options is None or options.weights in ("embedded", "streamed"),
+    )
 
 
 def needs_calibration(precision: Precision, engine: EngineName) -> bool:

@@ -14,7 +14,7 @@ from sora_runtime.errors import InvalidRequest
 BYTES_PER_PARAMETER = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "nvfp4": 0.5625}
 """In an engine of that precision; nvfp4: 4 bits and an 8-bit scale for every 16."""
 _QUANTISED = ("fp8", "int8", "nvfp4")
-_MACHINE = "2 cores of Zen 3 without a GPU, quiet but for one busy process; TensorRT-RTX 1.7.1, torch 2.13"
+_MACHINE = "2 shared cores of an AMD EPYC without a GPU; TensorRT-RTX 1.7.1, torch 2.13"
 
 
 @dataclass(frozen=True)

@@ -68,10 +68,7 @@ def build_bundle(
         read_weights(Checkpoint(source).weight_files(folder))
     user = read_defaults(Checkpoint(source))
     facts = family.read_facts(Checkpoint(source))
-    wanted = _tasks(facts.pop("tasks"), tasks)
-    shapes = Shapes(list(dict.fromkeys(sizes)), list(dict.fromkeys(num_frames)), wanted)
-    if not shapes.sizes or not shapes.num_frames:
-        raise InvalidRequest("there is nothing to build; give a size and a number of frames")
+    shapes = chosen_shapes(facts.pop("tasks"), tasks, sizes, num_frames)
     facts = with_defaults(facts, user, shapes)
     check_shapes(facts, shapes)
     try:
@@ -89,11 +86,21 @@ def build_bundle(
     return target
 
 
-def _tasks(known: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+def chosen_shapes(
+    known: Sequence[str], wanted: Sequence[str] | None, sizes: Sequence[tuple[int, int]], num_frames: Sequence[int]
+) -> Shapes:
+    """The shapes and tasks to build, each once.
+
+    Raises:
+        InvalidRequest: There are none, or a task is not among `known`.
+    """
     for task in wanted or ():
         if task not in known:
             raise InvalidRequest(f"task {task!r} is not what this checkpoint is for; use {' or '.join(known)}")
-    return [task for task in known if not wanted or task in wanted]
+    if not sizes or not num_frames:
+        raise InvalidRequest("there is nothing to build; give a size and a number of frames")
+    tasks = [task for task in known if not wanted or task in wanted]
+    return Shapes(list(dict.fromkeys(sizes)), list(dict.fromkeys(num_frames)), tasks)
 
 
 def check_shapes(facts: Mapping[str, Any], shapes: Shapes) -> None:
@@ -138,10 +145,11 @@ class _Build:
     def run(self, name: str, license_name: str | None, check_parity: bool) -> dict[str, Any]:
         """Writes every graph under a temporary name and returns what bundle.json is to say."""
         entries: dict[str, Any] = {}
+        reports: dict[str, Any] = {}
         errors: dict[str, Any] = {}
         for component in self._components:
             for file in component.graphs:
-                self._export(component, file)
+                reports[file] = self._export(component, file)
             errors |= self._parity(component, check_parity)
             entries[component.name] = dict(component.entry)
             if component.tokenizer_folder is not None:
@@ -164,7 +172,7 @@ class _Build:
             "components": entries,
             "files": files,
             "parity": errors,
-            "reports": {file: report(self.staging.path_of(file)) for part in self._components for file in part.graphs},
+            "reports": reports,
             "made_by": made_by(),
         }
 
@@ -172,12 +180,13 @@ class _Build:
     def _components(self) -> list[Component]:
         return list(self.family.components(self.checkpoint, self.facts, self.shapes))
 
-    def _export(self, component: Component, file: str) -> None:
+    def _export(self, component: Component, file: str) -> dict[str, Any]:
         self.progress(f"exporting {file}")
         exported = onnx_from_torch(component.graphs[file])
         weights = read_weights(self.checkpoint.weight_files(component.folder))
         attach_weights(exported.model, exported.parameters, weights, self.checkpoint.root)
         ir.save(exported.model, self.staging.new_file(file))
+        return report(exported.model)
 
     def _parity(self, component: Component, check: bool) -> dict[str, Any]:
         if not check:

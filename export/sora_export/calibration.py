@@ -28,7 +28,8 @@ class CalibrationResult:
     """The largest magnitude of every input channel of every quantisable linear, and of what attention takes.
 
     `amax` maps a weight's name in the checkpoint to float32 [in_features], and the name of an attention
-    to [3]: query, key, value. `evaluations` says over how many evaluations it was taken. `keep` names layers that lose too much and stay unquantised.
+    to [3]: query, key, value. `evaluations` says over how many evaluations it was taken. `keep` names
+    layers that lose too much and stay unquantised.
     """
 
     amax: Mapping[str, NDArray[np.float32]]
@@ -67,7 +68,7 @@ def calibrate(graph: Path, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> Calib
     """
     model = ir.load(graph)
     watched = _watch(model)
-    session = _session(model, graph.parent)
+    session = session_of(model, graph.parent)
     outputs = list(dict.fromkeys(watched.values()))
     largest: dict[str, NDArray[np.float32]] = {}
     count = 0
@@ -116,7 +117,7 @@ def _add_output(editor: GraphEditor, name: str, value: ir.Value) -> None:
     editor.graph.outputs.append(value)
 
 
-def _session(model: ir.Model, folder: Path) -> Any:
+def session_of(model: ir.Model, folder: Path) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = available_cores()
     options.log_severity_level = 4

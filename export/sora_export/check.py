@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from numpy.typing import NDArray
 
 from sora_export.bundle_from_checkpoint import build_bundle
 from sora_export.checkpoint import Checkpoint
-from sora_export.convert_bundle import PARTS, graphs_of
+from sora_export.check_parts import PartError, part_errors, shapes_of
 from sora_export.emulation import emulated
-from sora_export.families import Component, Shapes, family_of
 from sora_export.manifest import file_record, write_manifest
-from sora_export.parity import against, graph_runner, relative_l2
-from sora_export.precision import Precision, choose
+from sora_export.parity import against
+from sora_export.precision import Precision
 from sora_export.staging import Staging
 from sora_runtime.bundle import Bundle
 from sora_runtime.runtime import Runtime
@@ -38,7 +34,6 @@ PSNR_BUDGET = 30.0
 """dB of a quantised model's frames against float32 from the same noise: no difference that a viewer would call one."""
 ADHERENCE_BUDGET = 0.02
 """Loss of accuracy per attribute of the pocket model's held-out prompts."""
-_HALVES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 
 PROMPTS = (
     "a red circle moving left on a navy background",
@@ -136,14 +131,12 @@ def check_bundle(
         subject = folder if manifest.get("engine", "onnxruntime") == "onnxruntime" else Path(temporary) / "emulated"
         if subject is not folder:
             _emulate(folder, subject, manifest)
-        parts = dict(_parts(subject, manifest, progress))
+        parts = {part.graph: _measured(part) for part in part_errors(folder, progress)}
         frames: dict[str, dict[str, Measure]] = {}
         adherence: dict[str, Measure] = {}
         if precision != "fp32":
             reference = _float32(folder, Path(temporary) / "float32", manifest, progress)
-            frames = _frames(
-                reference, subject, prompts, num_inference_steps, Precision(precision).quantised, progress
-            )
+            frames = _frames(reference, subject, prompts, num_inference_steps, Precision(precision).quantised, progress)
             if adherence_prompts and _is_pocket(manifest):
                 adherence = _adherence(reference, subject, adherence_prompts, progress)
     result = CheckResult(precision, parts, frames, adherence)
@@ -152,11 +145,9 @@ def check_bundle(
     return result
 
 
-def _shapes(manifest: Mapping[str, Any]) -> Shapes:
-    buckets = manifest["components"]["transformer"]["buckets"]
-    sizes = dict.fromkeys((bucket["height"], bucket["width"]) for bucket in buckets)
-    frames = dict.fromkeys(bucket["num_frames"] for bucket in buckets)
-    return Shapes(list(sizes), list(frames), manifest["tasks"])
+def _measured(part: PartError) -> Measure:
+    budget = FP32_BUDGET if part.precision is Precision.FP32 else None
+    return Measure(part.error, budget if part.torch_error is None else HALF_BUDGET * part.torch_error)
 
 
 def _emulate(folder: Path, out: Path, manifest: dict[str, Any]) -> None:
@@ -176,60 +167,10 @@ def _emulate(folder: Path, out: Path, manifest: dict[str, Any]) -> None:
 
 
 def _float32(folder: Path, out: Path, manifest: Mapping[str, Any], progress: Progress) -> Path:
-    shapes = _shapes(manifest)
+    shapes = shapes_of(manifest)
     return build_bundle(
         folder, out, shapes.sizes, shapes.num_frames, tasks=shapes.tasks, check_parity=False, progress=progress
     )
-
-
-def _parts(folder: Path, manifest: Mapping[str, Any], progress: Progress) -> Iterator[tuple[str, Measure]]:
-    checkpoint = Checkpoint(folder)
-    graphs = {graph for _, graph in graphs_of(manifest["components"])}
-    asked, engine = Precision(manifest["precision"]), manifest.get("engine", "onnxruntime")
-    for component in family_of(checkpoint).components(checkpoint, manifest["facts"], _shapes(manifest)):
-        progress(f"comparing {component.name} with torch")
-        linears = choose(asked, engine=engine, part=PARTS[component.name]).linears
-        half = _HALVES.get(linears)
-        errors, own = _errors(component, folder, half)
-        for graph, error in errors.items():
-            if graph not in graphs:
-                continue
-            budget = FP32_BUDGET if linears is Precision.FP32 else None
-            if half is not None:
-                budget = HALF_BUDGET * own[graph]
-            yield graph, Measure(error, budget)
-
-
-def _errors(
-    component: Component, folder: Path, half: torch.dtype | None
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Relative L2 of every graph against torch in float32, and of torch in half precision against the same."""
-    reference, run = component.load_reference(), graph_runner(lambda file: folder / file)
-    with torch.no_grad():
-        pairs = component.compare(reference, run)
-        errors = {graph: relative_l2(got, want) for graph, (got, want) in pairs.items()}
-        if half is None:
-            return errors, {}
-        with warnings.catch_warnings(), _half_arithmetic(half):
-            warnings.simplefilter("ignore")  # torch: a norm's weight is wider than its input
-            rounded = component.compare(reference, run)
-    return errors, {graph: relative_l2(rounded[graph][1], want) for graph, (_, want) in pairs.items()}
-
-
-@contextlib.contextmanager
-def _half_arithmetic(dtype: torch.dtype) -> Iterator[None]:
-    """torch's mixed precision, and bfloat16 tensors that NumPy can have."""
-    original = torch.Tensor.numpy
-
-    def numpy(self: torch.Tensor, **arguments: Any) -> NDArray[Any]:
-        return original(self.float() if self.dtype in _HALVES.values() else self, **arguments)
-
-    torch.Tensor.numpy = numpy  # type: ignore[method-assign,assignment]
-    try:
-        with torch.autocast("cpu", dtype=dtype):
-            yield
-    finally:
-        torch.Tensor.numpy = original  # type: ignore[method-assign]
 
 
 def _picture(height: int, width: int) -> NDArray[np.uint8]:

@@ -97,6 +97,8 @@ class _Rows:
         axis, rank = node.attributes.get("axis"), len(dims_of(output) or ())
         if not self._is_target(output) or first is None or len(dims_of(first) or ()) != 2 or len(node.outputs) > 1:
             return
+        if (dims_of(output) or ())[0] != 1:
+            return  # what follows scales and shifts by group
         if (axis.as_int() if axis is not None else -1) % rank != rank - 1:
             return
         self._put(node, [first, *node.inputs[1:]], [dims_of(first) or ()], {"axis": -1})

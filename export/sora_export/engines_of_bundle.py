@@ -43,8 +43,8 @@ def build_engines(folder: Path, options: EngineOptions, store: EngineStore, prog
     bundle = Bundle.load(folder)
     manifest = json.loads((folder / "bundle.json").read_bytes())
     graphs = list(graphs_of(manifest["components"]))
-    targets = [(target,) for target in options.compute_capabilities] or [()]
-    records = []
+    targets: list[tuple[str, ...]] = [(target,) for target in options.compute_capabilities] or [()]
+    records: list[dict[str, Any]] = []
     for target in targets:
         for component, graph in graphs:
             # A VAE's attention has one head, for which there is no fused kernel; it is a small part of the VAE's work.

@@ -94,9 +94,10 @@ def unshaped(value: ir.Value) -> ir.Value:
 
 def constant(value: ir.Value | None, limit: int = 1024) -> np.ndarray[Any, Any] | None:
     """The numbers of a constant of at most `limit` elements that lies in the graph itself."""
+    dims = dims_of(value)
     if value is None or value.const_value is None or isinstance(value.const_value, ir.ExternalTensor):
         return None
-    if math.prod(dims_of(value) or (limit + 1,)) > limit and dims_of(value) != ():
+    if dims is None or math.prod(dims) > limit:
         return None
     return value.const_value.numpy()
 

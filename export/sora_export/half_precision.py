@@ -21,7 +21,7 @@ KEEP_FP32 = re.compile(r"(time_embedder|timestep_embedder|guidance_embedder|time
 """Weights that diffusers keeps in float32 (`_keep_in_fp32_modules`) or that make a time embedding."""
 
 HALF_EDGES = re.compile(r"cache_(in|out)\.")
-"""Inputs and outputs that take the half type: the caches of a VAE, 5 GB in float32 at 480p, pass from chunk to chunk."""
+"""Inputs and outputs that take the half type: a VAE's caches, which in float32 are 5 GB at 480p."""
 
 FLOAT, FLOAT16, BFLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 _HALVES = (FLOAT16, BFLOAT16)
@@ -102,22 +102,23 @@ class _HalfPass:
         _set_output_types(node, wanted)
 
     def _compute_type(self, node: ir.Node, operands: dict[int, ir.Value]) -> ir.DataType:
-        if node.op_type == "Attention":
-            return BFLOAT16 if _needs_bfloat16(node) else self.dtype
         if node.op_type in _HEAVY:
+            if node.op_type == "Attention" and _needs_bfloat16(node):
+                return BFLOAT16
             return FLOAT if self._is_time_embedding(node, operands) else self.dtype
-        if node.op_type in _SENSITIVE or node.op_type.startswith("Reduce"):
+        computed_divisor = node.op_type == "Div" and 1 in operands and not self._is_constant(operands[1])
+        if node.op_type in _SENSITIVE or node.op_type.startswith("Reduce") or computed_divisor:
             return FLOAT
-        if node.op_type == "Div" and 1 in operands and not self._is_constant(operands[1]):
-            return FLOAT
+        return self._stream_type(node, operands)
+
+    def _stream_type(self, node: ir.Node, operands: dict[int, ir.Value]) -> ir.DataType:
+        """The type of the largest operand that is no constant; half if there are two."""
         streams = [value for value in operands.values() if not self._is_constant(value)]
         if "Normalization" in node.op_type:
             streams = [operands[0]]
-        if not streams:
-            return self.dtype
         if node.op_type == "Concat" and any(value.dtype != FLOAT for value in streams):
             return self.dtype
-        size = max(_size(value) for value in streams)
+        size = max((_size(value) for value in streams), default=0)
         types = {value.dtype for value in streams if _size(value) == size}
         return FLOAT if types == {FLOAT} else self.dtype
 

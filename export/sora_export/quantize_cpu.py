@@ -77,7 +77,7 @@ def _discard(graph: ir.Graph, value: ir.Value) -> None:
     producer = value.producer()
     if producer is not None:
         graph.remove(producer, safe=True)
-    elif value.name in graph.initializers:
+    elif value.name is not None and value.name in graph.initializers:
         del graph.initializers[value.name]
 
 
@@ -140,7 +140,7 @@ def _write(file: Path, linears: Sequence[Linear]) -> None:
         stream.write(struct.pack("<Q", len(text)) + text)
         for linear in linears:
             for array in _quantised(linear):
-                stream.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+                stream.write(np.ascontiguousarray(array).data)
 
 
 def _quantised(linear: Linear) -> Iterator[NDArray[Any]]:

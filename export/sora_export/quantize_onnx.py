@@ -146,7 +146,7 @@ class _Quantiser:
     def _pair(
         self, before: ir.Node, value: ir.Value, scale: NDArray[np.float32], prefix: str, attributes: Mapping[str, Any]
     ) -> ir.Value:
-        """value -> QuantizeLinear -> DequantizeLinear, symmetric; a scale for each row or one for all."""
+        """Puts QuantizeLinear and DequantizeLinear behind a value, symmetric; a scale for each row or one for all."""
         scales = self._constant(f"{prefix}.scale", scale)
         target = {"output_dtype": _FORMATS[self.precision], **attributes}
         quantised = self._node(before, "QuantizeLinear", [value, scales], value, f"{prefix}.quantised", target)
@@ -191,7 +191,8 @@ def _smoothing(amax: NDArray[np.float32], linears: list[Linear]) -> NDArray[np.f
     known = (amax > 0) & (columns > 0)
     ratio = np.where(known, np.maximum(columns, 1e-12) ** (1 - SMOOTHING) / np.maximum(amax, 1e-12) ** SMOOTHING, 1.0)
     ratio /= np.exp2(np.median(np.log2(ratio)))
-    return np.exp2(np.clip(np.rint(np.log2(ratio)), -8, 8)).astype(np.float32)
+    factors: NDArray[np.float32] = np.exp2(np.clip(np.rint(np.log2(ratio)), -8, 8)).astype(np.float32)
+    return factors
 
 
 def _scale(largest: Any, precision: Precision) -> NDArray[np.float32]:
@@ -202,7 +203,8 @@ def _scale(largest: Any, precision: Precision) -> NDArray[np.float32]:
 
 def _numbers(value: ir.Value) -> NDArray[np.float32]:
     assert value.const_value is not None
-    return value.const_value.numpy().astype(np.float32)
+    numbers: NDArray[np.float32] = value.const_value.numpy().astype(np.float32)
+    return numbers
 
 
 def _round_up(numbers: NDArray[np.float32], half: ir.DataType) -> NDArray[Any]:

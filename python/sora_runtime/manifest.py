@@ -138,8 +138,6 @@ class Tile(_Record):
 
     latent: Triple
     stride: Triple
-    # Latent frames that a later tile repeats beyond its stride's overlap, whose frames are thrown away.
-    discard: int = Field(ge=0, default=0)
 
 
 class TiledBucket(_Record):

@@ -31,7 +31,7 @@ class Picture:
     def frame(self, height: int, width: int) -> NDArray[np.float32]:
         """float32 [1, 3, 1, height, width], -1 to 1, stretched to the size with Lanczos as diffusers does."""
         resized = self._resized((width, height), "lanczos")
-        scaled = resized.astype(np.float32) / 255.0 * 2.0 - 1.0
+        scaled: NDArray[np.float32] = resized.astype(np.float32) / np.float32(255.0) * np.float32(2.0) - np.float32(1.0)
         return np.ascontiguousarray(scaled.transpose(2, 0, 1))[None, :, None]
 
     def pixel_values(self, wanted: PixelInput) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from .engines.onnxruntime import OnnxRuntimeEngine
 from .errors import BundleError, EngineError
 from .geometry import Geometry
 from .manifest import ChunkBucket, ChunkedVae, TransformerBucket
+from .tiles import TiledDecoder
 
 
 def open_engine(bundle: Bundle, graph: str, *, num_threads: int) -> Engine:
@@ -98,8 +99,6 @@ class _Opener:
             chunk = self._chunk(vae, "decoder")
             first = self._open(chunk.first)
             return ChunkDecoder(first, None if chunk.next is None else self._open(chunk.next))
-        from .tiles import TiledDecoder
-
         shape = (bucket.height, bucket.width, bucket.num_frames)
         for tiled in vae.buckets:
             if (tiled.height, tiled.width, tiled.num_frames) == shape:

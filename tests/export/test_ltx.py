@@ -92,7 +92,6 @@ def test_graphs_are_clean(bundle: Path) -> None:
     for path in bundle.glob("*.onnx"):
         graph = onnx.load(path, load_external_data=False).graph
         count = Counter(node.op_type for node in graph.node)
-        # The decoder alone has an expansion: a rotary table, and a mask with a row for every query.
         left_over = {"Shape", "If", "Loop", "Where", "ScatterND", "ScatterElements", "SplitToSequence", "GatherND"}
         assert not left_over & set(count), (path.name, count)
         kept = sum(int(np.prod(i.dims)) for i in graph.initializer if not i.external_data)
@@ -246,8 +245,7 @@ def clips(
 def test_clips_equal_diffusers(bundle: Path, task: str, guidance_scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompt, picture and start noise to frames."""
     clip, latents, want = clips(bundle, task, guidance_scale, monkeypatch)
-    # Four steps of two float32 implementations: 1e-6 is seen; the project promises 1e-3.
-    assert relative_l2(clip.latents, latents) < 1e-4
+    assert relative_l2(clip.latents, latents) < TOLERANCE
     assert clip.frames.shape == (17, *SIZE, 3) and clip.fps == 25
     # Both round the same numbers but for errors of 1e-6 on the edge between two values.
     assert np.abs(clip.frames.astype(int) - np.rint(want * 255)).max() <= 1
@@ -289,6 +287,7 @@ def test_a_clip_in_tiles(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("transformer/config.json", {"in_channels": 8}, "takes 8 channels and gives 16, but latents have 16"),
         ("transformer/config.json", {"patch_size": 2}, "patches of 1 frames and 2 rows and columns, which LTXPipeline"),
         ("vae/config.json", {"spatial_compression_ratio": 32}, "is 32 pixels and 4 frames, but its decoder makes 8"),
+        ("model_index.json", {"vae": ["diffusers", "AutoencoderKLWan"]}, "is AutoencoderKLWan, not AutoencoderKLLTX"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(checkpoint: Path, file: str, change: dict[str, Any], message: str) -> None:
@@ -297,11 +296,3 @@ def test_parts_that_do_not_fit_are_refused(checkpoint: Path, file: str, change: 
     with pytest.raises(BundleError, match=message):
         build_bundle(checkpoint, checkpoint, [SIZE], [17])
     assert not (checkpoint / "bundle.json").exists() and not list(checkpoint.glob("*.onnx"))
-
-
-def test_another_text_encoder_is_refused(checkpoint: Path) -> None:
-    index = json.loads((checkpoint / "model_index.json").read_text())
-    index["text_encoder"] = ["transformers", "UMT5EncoderModel"]
-    (checkpoint / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(BundleError, match=r"text_encoder of .* is UMT5EncoderModel, not T5EncoderModel"):
-        build_bundle(checkpoint, checkpoint, [SIZE], [17])

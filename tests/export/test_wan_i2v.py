@@ -192,6 +192,16 @@ def test_graphs_are_clean(fixture: str, graphs: dict[str, int], request: pytest.
         assert not UNWANTED & set(operators(bundle, path.name)), path.name
 
 
+def test_no_two_attentions_share_a_query(i2v_2_1_bundle: Path) -> None:
+    """TensorRT-RTX 1.7.1 crashes, and the process with it, on two bfloat16 attentions on one query."""
+    nodes = onnx.load(i2v_2_1_bundle / "transformer.32x48x9.i2v.onnx", load_external_data=False).graph.node
+    viewed = {node.output[0]: node.input[0] for node in nodes if node.op_type in ("Reshape", "Transpose")}
+    queries = [node.input[0] for node in nodes if node.op_type == "Attention"]
+    while any(query in viewed for query in queries):
+        queries = [viewed.get(query, query) for query in queries]
+    assert len(set(queries)) == len(queries) == 6
+
+
 def test_text_encoder_of_full_length_is_clean(i2v_2_1_bundle: Path) -> None:
     """512 tokens: no logarithm of distances, which engines round differently, and no table of all of them."""
     found = operators(i2v_2_1_bundle, "text_encoder.onnx")

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo15, HunyuanVideo15Pipeline, HunyuanVideo15Transformer3DModel
-from PIL.Image import Resampling
 from transformers import Qwen2_5_VLTextModel, SiglipVisionModel, T5EncoderModel
 
 from sora_export.checkpoint import Checkpoint
 from sora_export.families import Component, Shapes
 from sora_export.families import hunyuan15_parity as parity
 from sora_export.families.common import like, load_transformers, loader, with_defaults
-from sora_export.families.hunyuan15_checks import TASKS, check_checkpoint, read_guidance_scale
+from sora_export.families.hunyuan15_checks import TASKS, check_checkpoint, read_guidance_scale, read_image_facts
 from sora_export.families.hunyuan15_graphs import BucketRotary, TransformerGraph
 from sora_export.families.hunyuan15_text import (
     ChatEncoderGraph,
@@ -27,7 +26,6 @@ from sora_export.families.hunyuan15_text import (
 )
 from sora_export.families.hunyuan15_vae import VaeDecoderChunk, VaeEncoderFrame, cache_shapes
 from sora_export.onnx_from_torch import TorchGraph
-from sora_runtime.errors import BundleError
 
 NAME = "hunyuan15"
 PIPELINES = tuple(TASKS)
@@ -66,36 +64,11 @@ def read_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "embedded_guidance": None,
         "sigma_grid": "uniform",
         "pad_latent_frames": False,
-        "image": _image_facts(checkpoint) if task == "i2v" else None,
+        "image": read_image_facts(checkpoint) if task == "i2v" else None,
         "defaults": {
             "num_inference_steps": 50,
             "guidance_scale": read_guidance_scale(checkpoint),
             "negative_prompt": "",
-        },
-    }
-
-
-def _image_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    processor = checkpoint.json("feature_extractor/preprocessor_config.json")
-    size = processor.get("size", {"height": 224, "width": 224})
-    expected = checkpoint.json("image_encoder/config.json").get("image_size", 224)
-    if size != {"height": expected, "width": expected}:
-        raise BundleError(
-            f"feature_extractor of {checkpoint.root} makes pictures of {size}, but its image encoder takes {expected}x"
-            f"{expected}; the folders do not belong together"
-        )
-    return {
-        "policy": "concat",
-        "video": "zeros_after",
-        "mask": "after",
-        "mask_channels": 1,
-        "fit": "crop",
-        "image_encoder": {
-            "size": expected,
-            "mean": list(processor.get("image_mean", (0.5, 0.5, 0.5))),
-            "std": list(processor.get("image_std", (0.5, 0.5, 0.5))),
-            "resample": Resampling(processor.get("resample", Resampling.BICUBIC)).name.lower(),
-            "crop": None,
         },
     }
 
@@ -258,13 +231,13 @@ def _vae_decoder(checkpoint: Checkpoint, facts: Mapping[str, Any], shapes: Shape
             latents = like(1, config["latent_channels"], 1, *size)
             make = partial(VaeDecoderChunk, config, frames)
             outputs = ["frames", *(f"cache_out.{i}" for i in range(len(caches)))]
-            bucket = {"height": height, "width": width, "num_frames": num_frames}
-            bucket |= {"first": f"{name}.first.onnx", "next": f"{name}.next.onnx" if caches else None}
-            graphs[bucket["first"]] = TorchGraph(make, {"latents": latents}, outputs)
+            files: dict[str, str | None] = {"first": f"{name}.first.onnx", "next": None}
+            graphs[f"{name}.first.onnx"] = TorchGraph(make, {"latents": latents}, outputs)
             if caches:
+                files["next"] = f"{name}.next.onnx"
                 past = {f"cache_in.{i}": like(*shape) for i, shape in enumerate(caches)}
-                graphs[bucket["next"]] = TorchGraph(make, {"latents": latents, **past}, outputs)
-            buckets.append(bucket)
+                graphs[f"{name}.next.onnx"] = TorchGraph(make, {"latents": latents, **past}, outputs)
+            buckets.append({"height": height, "width": width, "num_frames": num_frames, **files})
     return Component(
         name="vae_decoder",
         folder="vae",

@@ -1,9 +1,11 @@
-"""Refuses HunyuanVideo 1.5 checkpoints whose parts do not fit, or that ask for what no graph here does."""
+"""Reads HunyuanVideo 1.5 configs and refuses those that do not fit, or that ask for what no graph here does."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from PIL.Image import Resampling
 
 from sora_export.checkpoint import Checkpoint
 from sora_runtime.errors import BundleError
@@ -21,9 +23,7 @@ _CLASSES = {
 _PLAIN_GUIDANCE = {"guidance_rescale": 0.0, "use_original_formulation": False, "start": 0.0, "stop": 1.0}
 
 
-def check_checkpoint(
-    checkpoint: Checkpoint, task: str, vae: Mapping[str, Any], transformer: Mapping[str, Any]
-) -> None:
+def check_checkpoint(checkpoint: Checkpoint, task: str, vae: Mapping[str, Any], transformer: Mapping[str, Any]) -> None:
     """Compares the configs with one another.
 
     Raises:
@@ -93,3 +93,33 @@ def read_guidance_scale(checkpoint: Checkpoint) -> float:
                 f"built, so set it to {plain}"
             )
     return float(config.get("guidance_scale", 7.5)) if config.get("enabled", True) else 1.0
+
+
+def read_image_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How the transformer takes its picture, for bundle.json's "facts".
+
+    Raises:
+        BundleError: The image processor makes pictures of another size than the image encoder takes.
+    """
+    processor = checkpoint.json("feature_extractor/preprocessor_config.json")
+    size = processor.get("size", {"height": 224, "width": 224})
+    expected = checkpoint.json("image_encoder/config.json").get("image_size", 224)
+    if size != {"height": expected, "width": expected}:
+        raise BundleError(
+            f"feature_extractor of {checkpoint.root} makes pictures of {size}, but its image encoder takes {expected}x"
+            f"{expected}; the folders do not belong together"
+        )
+    return {
+        "policy": "concat",
+        "video": "zeros_after",
+        "mask": "after",
+        "mask_channels": 1,
+        "fit": "crop",
+        "image_encoder": {
+            "size": expected,
+            "mean": list(processor.get("image_mean", (0.5, 0.5, 0.5))),
+            "std": list(processor.get("image_std", (0.5, 0.5, 0.5))),
+            "resample": Resampling(processor.get("resample", Resampling.BICUBIC)).name.lower(),
+            "crop": None,
+        },
+    }

@@ -151,17 +151,13 @@ class _JointAttention:
         image_rotary_emb: Angles,
     ) -> tuple[Tensor, Tensor]:
         q, k, v = _heads(attn, hidden_states, attn.to_q, attn.to_k, attn.to_v)
-        q, k = (
-            rotate_pairs(norm(part), *image_rotary_emb) for norm, part in ((attn.norm_q, q), (attn.norm_k, k))
-        )
-        text_q, text_k, text_v = _heads(
-            attn, encoder_hidden_states, attn.add_q_proj, attn.add_k_proj, attn.add_v_proj
-        )
+        q, k = (rotate_pairs(norm(part), *image_rotary_emb) for norm, part in ((attn.norm_q, q), (attn.norm_k, k)))
+        text_q, text_k, text_v = _heads(attn, encoder_hidden_states, attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
         text_q, text_k = attn.norm_added_q(text_q), attn.norm_added_k(text_k)
-        joint = (torch.cat(pair, dim=1) for pair in ((q, text_q), (k, text_k), (v, text_v)))
-        output = _attend(*joint, attention_mask)
-        count = hidden_states.shape[1]
-        return attn.to_out[0](output[:, :count]), attn.to_add_out(output[:, count:])
+        q, k, v = (torch.cat(pair, dim=1) for pair in ((q, text_q), (k, text_k), (v, text_v)))
+        counts = [hidden_states.shape[1], encoder_hidden_states.shape[1]]
+        output, text_output = torch.split(_attend(q, k, v, attention_mask), counts, dim=1)
+        return attn.to_out[0](output), attn.to_add_out(text_output)
 
 
 class _TextAttention:
@@ -197,6 +193,6 @@ def _for_queries(scores: Tensor) -> Tensor:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scores: Tensor) -> Tensor:
     """One `Attention` operator; [1, tokens, heads, channels] each -> [1, tokens, heads * channels]."""
-    heads = (part.transpose(1, 2) for part in (query, key, value))
-    output: Tensor = torch.onnx.ops.attention(*heads, attn_mask=scores)[0]
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    output = torch.onnx.ops.attention(query, key, value, attn_mask=scores)[0]
     return output.transpose(1, 2).flatten(2, 3)

@@ -86,7 +86,7 @@ def transformer_feeds(graph: TorchGraph, glyphs: int) -> dict[str, Float]:
 
 
 def evaluate(config: Mapping[str, Any], model: torch.nn.Module, feeds: Mapping[str, Float]) -> Float:
-    """diffusers' module as its pipelines call it: without a picture condition, mask and image embeddings are zero."""
+    """The model's output as a pipeline gets it: without a picture condition, mask and image embeddings are zero."""
     given = {name: torch.from_numpy(feed) for name, feed in feeds.items()}
     latents = given.pop("hidden_states")
     rest = config["in_channels"] - latents.shape[1]

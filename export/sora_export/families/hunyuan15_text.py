@@ -10,7 +10,6 @@ import torch
 import torch.onnx.ops
 from torch import Tensor, nn
 from transformers import (
-    AttentionInterface,
     AutoTokenizer,
     Qwen2_5_VLTextConfig,
     Qwen2_5_VLTextModel,
@@ -24,28 +23,14 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
 from sora_export.families.common import BIASED_ATTENTION, T5Graph, rms_norm
 from sora_runtime.errors import BundleError
 
-_CAUSAL_ATTENTION = "sora_export_causal_attention"
 _PROBES = (" ", "a", " a  b\n", '"quoted" <|x|> & {braces}', "ünï 字")
 """Prompts that a chat template must leave as they are."""
 
 
-def _causal_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_: Any
-) -> tuple[Tensor, None]:
-    """Grouped-query attention to earlier tokens as one operator."""
-    assert attention_mask is None
-    output = torch.onnx.ops.attention(query, key, value, is_causal=True, scale=scaling)[0]
-    return output.transpose(1, 2), None
-
-
-AttentionInterface.register(_CAUSAL_ATTENTION, _causal_attention)
-
-
 class ChatPositions(nn.Module):
-    """Cosines and sines of Qwen2.5-VL's rotary embedding for a text of `length` tokens, [1, length, channels].
+    """Cosines and sines of Qwen2.5-VL's rotary embedding for a text of `length` tokens, [1, length, channels / 2].
 
-    Its three axes of position are equal for text. Both halves of the channels carry the same angles, of which
-    one is stored.
+    Its three axes of position are equal for text, and both halves of the channels carry the same angles.
     """
 
     def __init__(self, config: Mapping[str, Any], length: int) -> None:
@@ -57,8 +42,7 @@ class ChatPositions(nn.Module):
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """(cosines, sines)."""
-        cos, sin = cast(Tensor, self.cos), cast(Tensor, self.sin)
-        return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
+        return cast(Tensor, self.cos), cast(Tensor, self.sin)
 
 
 class ChatEncoderGraph(nn.Module):
@@ -83,9 +67,23 @@ class ChatEncoderGraph(nn.Module):
         hidden = self.model.embed_tokens(input_ids)
         angles = self.positions()
         for layer in self.model.layers[: self.used]:
-            hidden = layer(hidden, attention_mask=None, position_embeddings=angles)
+            hidden = hidden + _attend_back(layer.self_attn, layer.input_layernorm(hidden), angles)
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         valid = attention_mask[:, self.crop :].to(torch.float32)
         return hidden[:, self.crop :] * valid.unsqueeze(-1), valid
+
+
+def _attend_back(attn: Any, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention [1,L,D] to earlier tokens as one operator; several heads of queries share one of keys."""
+    counts = (attn.num_heads, attn.num_key_value_heads)
+    turned = [
+        torch.onnx.ops.rotary_embedding(projection(x), *angles, num_heads=count)
+        for projection, count in zip((attn.q_proj, attn.k_proj), counts, strict=True)
+    ]
+    q, k, v = (part.unflatten(2, (-1, attn.head_dim)).transpose(1, 2) for part in (*turned, attn.v_proj(x)))
+    output = torch.onnx.ops.attention(q, k, v, is_causal=True, scale=attn.scaling)[0]
+    attended: Tensor = attn.o_proj(output.transpose(1, 2).flatten(2))
+    return attended
 
 
 class GlyphEncoderGraph(T5Graph):
@@ -157,5 +155,4 @@ def _render(tokenizer: Any, system_message: str, prompt: str) -> str:
 def _text_config(config: Mapping[str, Any]) -> Qwen2_5_VLTextConfig:
     settings = Qwen2_5_VLTextConfig.from_dict(dict(config))
     settings.dtype = torch.float32
-    settings._attn_implementation = _CAUSAL_ATTENTION
     return settings

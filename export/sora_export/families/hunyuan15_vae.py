@@ -87,7 +87,8 @@ class _ChannelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """F.normalize over channels, times sqrt(channels) and gamma."""
         length: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
-        return x / length * (self.gamma * self.scale)
+        output: Tensor = x / length * (self.gamma * self.scale)
+        return output
 
 
 class _FrameAttention(nn.Module):
@@ -166,10 +167,12 @@ class _DownsampleOne(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[1,c,1,h,w] -> [1,c',1,h/2,w/2]."""
-        h, group = _to_channels(self.conv(x)), self.group_size
+        h: Tensor = _to_channels(self.conv(x))
+        group = self.group_size
         if self.temporal:
             h, group = torch.cat((h, h), dim=1), group // 2
-        return h + _to_channels(x).unflatten(1, (h.shape[1], group)).mean(dim=2)
+        _, channels, _, height, width = h.shape
+        return h + _to_channels(x).view(1, channels, group, 1, height, width).mean(dim=2)
 
 
 def _repeated(x: Tensor, repeats: int) -> Tensor:

@@ -121,7 +121,7 @@ def _refine(refiner: Any, states: Tensor, timestep: Tensor, mask: Tensor) -> Ten
     weights = mask.unsqueeze(-1)
     pooled = (states * weights).sum(dim=1) / weights.sum(dim=1)
     emb = nn.functional.silu(refiner.time_text_embed(timestep, pooled))
-    x = refiner.proj_in(states)
+    x: Tensor = refiner.proj_in(states)
     scores = _for_queries(masked_scores(mask))
     for block in refiner.token_refiner.refiner_blocks:
         gate_attn, gate_mlp = _rows(block.norm_out, emb, 2)

@@ -192,7 +192,8 @@ class ClipGraph(nn.Module):
         # Configs of old checkpoints say 2, whatever the end token is; it has the highest number.
         is_end = input_ids[0] == (input_ids.amax(dim=1) if self.end == 2 else self.end)
         position = (torch.arange(length) + (1 - is_end.to(torch.int64)) * length).amin(dim=0)
-        return hidden.index_select(1, position[None])[:, 0]
+        pooled: Tensor = hidden.index_select(1, position[None])[:, 0]
+        return pooled
 
 
 def llava_config(config: Mapping[str, Any]) -> LlavaConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from sora_runtime.cli.parse import parse_numbers, parse_size, split_list
 from sora_runtime.errors import InvalidRequest, SoraError
 
 if TYPE_CHECKING:
-    from sora_export.build import BuildRequest, Calibration
+    from sora_export.build import Calibration
+    from sora_export.build_plan import BuildPlan, Estimate, Phase
     from sora_export.engine_from_onnx import EngineOptions
 
 _EXPORT_PACKAGES = {
@@ -49,7 +51,7 @@ def build(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter
     engine_cache: option.EngineCache = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="For receipts; if not given, the folder's.")] = None,
     check_parity: option.CheckParity = True,
-    plan: option.Plan = False,
+    plan_only: option.Plan = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on the way.", metavar="")] = False,
 ) -> None:
     """Export CHECKPOINT to graphs for every --size with every --frames; its weights stay put."""
@@ -57,8 +59,7 @@ def build(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter
     for path in (Path(checkpoint), out):
         _check_path(path)
     with export_packages("build"):
-        from sora_export.build import BuildRequest, build
-        from sora_export.build_plan import plan_build
+        from sora_export.build import BuildRequest, build, plan
 
         request = BuildRequest(
             checkpoint=checkpoint,
@@ -74,8 +75,8 @@ def build(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter
             engine_options=_engine_options(engine, split_list(compute_capability or []), weights),
             engine_cache=engine_cache,
         )
-        if plan:
-            _print_plan(request)
+        if plan_only:
+            _print_plan(plan(request))
             return
         folder = build(request, (lambda _: None) if quiet else _say)
     if not quiet:
@@ -111,7 +112,9 @@ def _engine_options(
 
     default = _DEFAULT_TARGETS if engine is option.EngineName.tensorrt_rtx else ()
     return EngineOptions(
-        library=engine.value, compute_capabilities=tuple(targets) or default, weights=weights.value
+        library="tensorrt" if engine is option.EngineName.tensorrt else "tensorrt_rtx",
+        compute_capabilities=tuple(targets) or default,
+        weights=weights.value,
     )
 
 
@@ -129,8 +132,31 @@ def export_packages(command: str) -> Iterator[None]:
         ) from error
 
 
-def _print_plan(request: BuildRequest) -> None:
-    raise NotImplementedError
+def _print_plan(planned: BuildPlan) -> None:
+    from sora_runtime.cli.tables import columns, facts, print_all
+
+    def row(name: str, of: Phase | BuildPlan) -> tuple[str, ...]:
+        sizes = [_span(each, 2**20, "MiB") for each in (of.peak_memory_bytes, of.disk_bytes)]
+        return name, _span(of.seconds, 1, "s"), *sizes
+
+    names = ("phase", "time", "peak memory", "disk")
+    rows = [*(row(phase.name, phase) for phase in planned.phases), row("all", planned)]
+    print_all(
+        [
+            columns(names, rows, numbers=set(names[1:])),
+            facts([("estimated", f"from builds on {planned.measured_on}"), ("calibration", planned.reason)]),
+        ]
+    )
+
+
+def _span(estimate: Estimate, unit: float, name: str) -> str:
+    """From the low to the high end, to two digits, which is more than is known."""
+
+    def rounded(value: float) -> str:
+        digits = 1 - math.floor(math.log10(value)) if value > 0 else 0
+        return f"{round(value, min(digits, 1)):,g}"
+
+    return f"{rounded(estimate.low / unit)} to {rounded(estimate.high / unit)} {name}"
 
 
 def _check_path(path: Path) -> None:

@@ -54,4 +54,6 @@ CheckParity = Annotated[
     bool,
     typer.Option("--parity/--no-parity", help="Compare every graph with torch on the real weights, or not."),
 ]
-Plan = Annotated[bool, typer.Option("--plan", help="Only say how long it will take, and what RAM and disk.", metavar="")]
+Plan = Annotated[
+    bool, typer.Option("--plan", help="Only say how long it will take, and what RAM and disk.", metavar="")
+]
