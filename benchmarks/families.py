@@ -29,7 +29,7 @@ from sora_runtime.engines.store import EngineStore
 
 PRECISIONS = (Precision.BF16, Precision.FP8, Precision.INT8)
 TARGETS = ("8.9", "12.0")
-PROMPTS = ("a red circle moves left", "a blue square falls")
+PROMPTS = ('a red circle moves left of "SALE"', "a blue square falls")
 
 
 def measure_variant(variant: Variant, folder: Path, targets: tuple[str, ...] = TARGETS) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from benchmarks.run_all import write_readme
 
 ROOT = Path(__file__).parent.parent
@@ -28,13 +29,22 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the commands run, one after the other: a clone's benchmarks and a picture."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
+    Image.new("RGB", (64, 64), (0, 0, 128)).save(folder / "first.png")
+    return folder
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_readme_runs(command: str, tmp_path: Path) -> None:
+def test_every_command_of_the_readme_runs(command: str, workplace: Path) -> None:
     arguments = shlex.split(command)
     if arguments[0] == "make":  # this test runs inside `make test`: the target must exist and expand
         arguments, folder = ["make", "--dry-run", *arguments[1:]], ROOT
     else:
-        folder = tmp_path
+        folder = workplace
     done = run(arguments, folder)
     assert done.returncode == 0, done.stderr
 

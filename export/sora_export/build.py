@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from sora_export.engines_of_bundle import build_engines
 from sora_export.families import family_of
 from sora_export.hub import local_checkpoint
 from sora_export.precision import EngineName, Precision
+from sora_export.staging import is_abandoned
 from sora_export.trajectories import Prompt
 from sora_runtime.engines.store import EngineStore
 from sora_runtime.errors import InvalidRequest, OutputError
@@ -135,7 +136,11 @@ def _converted(request: BuildRequest, source: Path, progress: Progress) -> Path:
     out = request.out.absolute()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.float32-", dir=out.parent))
+        for left in out.parent.glob(f".*.{out.name}.float32"):
+            if is_abandoned(left):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = out.parent / f".{os.getpid()}.{out.name}.float32"
+        folder.mkdir()
     except OSError as error:
         raise OutputError(f"cannot write beside {out} ({error.strerror}); give another --out") from error
     try:

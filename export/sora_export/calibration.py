@@ -14,6 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sora_export.attentions import self_attentions
+from sora_export.convolutions import quantisable_convolutions
 from sora_export.graph_edit import GraphEditor, dims_of
 from sora_export.linears import quantisable_linears
 from sora_runtime.errors import EngineError, InvalidRequest
@@ -28,8 +29,9 @@ class CalibrationResult:
     """The largest magnitude of every input channel of every quantisable linear, and of what attention takes.
 
     `amax` maps a weight's name in the checkpoint to float32 [in_features], and the name of an attention
-    to [3]: query, key, value. `evaluations` says over how many evaluations it was taken. `keep` names
-    layers that lose too much and stay unquantised.
+    to [3]: query, key, value; the ranges of a convolution are [4], see `Convolution.key`. `evaluations`
+    says over how many evaluations it was taken. `keep` names layers that lose too much and stay
+    unquantised.
     """
 
     amax: Mapping[str, NDArray[np.float32]]
@@ -103,7 +105,37 @@ def _watch(model: ir.Model) -> dict[str, str]:
         watched[attention.name] = f"{_PREFIX}{attention.name}"
         rows = [editor.reshape(node, part, (1,)) for part in parts]
         _add_output(editor, watched[attention.name], editor.node(node, "Concat", rows, (len(rows),), {"axis": 0}))
+    for convolution in quantisable_convolutions(graph):
+        node = convolution.node
+        ends = [end for value in (convolution.x, node.outputs[0]) for end in _ends(editor, value)]
+        watched[convolution.key] = f"{_PREFIX}{convolution.key}"
+        _add_output(editor, watched[convolution.key], _appended(editor, "Concat", ends, (4,), {"axis": 0}))
     return watched
+
+
+def _ends(editor: GraphEditor, value: ir.Value) -> list[ir.Value]:
+    """-min and max of a value, [1] each."""
+    dims = dims_of(value) or ()
+    axes = editor.ints(list(range(len(dims))))
+    ends = []
+    for turned in (_appended(editor, "Neg", [value], dims), value):
+        largest = _appended(editor, "ReduceMax", [turned, axes], (), {"keepdims": 0})
+        ends.append(_appended(editor, "Reshape", [largest, editor.ints([1])], (1,)))
+    return ends
+
+
+def _appended(
+    editor: GraphEditor,
+    op_type: str,
+    inputs: list[ir.Value],
+    dims: tuple[int, ...],
+    attributes: Mapping[str, Any] | None = None,
+) -> ir.Value:
+    """A node behind all others, so that it may take any value."""
+    node = ir.node(op_type, inputs, attributes)
+    editor.graph.append(node)
+    node.outputs[0].shape, node.outputs[0].type = ir.Shape(dims), inputs[0].type
+    return node.outputs[0]
 
 
 def _largest(editor: GraphEditor, before: ir.Node, value: ir.Value, axes: list[int], dims: tuple[int, ...]) -> ir.Value:
@@ -118,6 +150,11 @@ def _add_output(editor: GraphEditor, name: str, value: ir.Value) -> None:
 
 
 def session_of(model: ir.Model, folder: Path) -> Any:
+    """An ONNX Runtime session of a graph in memory whose weights lie under `folder`.
+
+    Raises:
+        EngineError: ONNX Runtime cannot load it.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = available_cores()
     options.log_severity_level = 4

@@ -130,7 +130,7 @@ def check_bundle(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.check-", dir=folder.absolute().parent) as temporary:
         subject = folder if manifest.get("engine", "onnxruntime") == "onnxruntime" else Path(temporary) / "emulated"
         if subject is not folder:
-            _emulate(folder, subject, manifest)
+            emulate_bundle(folder, subject)
         parts = {part.graph: _measured(part) for part in part_errors(folder, progress)}
         frames: dict[str, dict[str, Measure]] = {}
         adherence: dict[str, Measure] = {}
@@ -150,8 +150,9 @@ def _measured(part: PartError) -> Measure:
     return Measure(part.error, budget if part.torch_error is None else HALF_BUDGET * part.torch_error)
 
 
-def _emulate(folder: Path, out: Path, manifest: dict[str, Any]) -> None:
+def emulate_bundle(folder: Path, out: Path) -> None:
     """A bundle for ONNX Runtime whose graphs round as the engines of `folder` do."""
+    manifest = json.loads((folder / "bundle.json").read_bytes())
     with Staging(out) as staging:
         staging.link_checkpoint(Checkpoint(folder), lambda message: None)
         files = {}
@@ -208,13 +209,14 @@ def _frames(
                 for a, b in zip(want, got, strict=True)
             ]
             measures[prompt] = {
-                "psnr": Measure(_psnr(want, got), PSNR_BUDGET if quantised else None, at_least=True),
+                "psnr": Measure(psnr(want, got), PSNR_BUDGET if quantised else None, at_least=True),
                 "ssim": Measure(float(np.mean(similarity)), None),
             }
     return measures
 
 
-def _psnr(want: NDArray[np.uint8], got: NDArray[np.uint8]) -> float:
+def psnr(want: NDArray[np.uint8], got: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio over all frames and channels, in dB; infinity for equal clips."""
     error = float(np.mean((want.astype(np.float64) - got) ** 2))
     return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
 

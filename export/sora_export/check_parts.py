@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from sora_export.calibration import session_of
 from sora_export.checkpoint import Checkpoint
-from sora_export.convert_bundle import PARTS, graphs_of
+from sora_export.convert_bundle import graphs_of
 from sora_export.emulation import emulated
 from sora_export.families import Arrays, Component, RunGraph, Shapes, family_of
 from sora_export.parity import graph_runner, relative_l2
-from sora_export.precision import Precision, choose
+from sora_export.precision import Precision
 
 _HALVES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 
@@ -66,10 +66,13 @@ def part_errors(folder: Path, progress: Callable[[str], None] = lambda message: 
     run = graph_runner(lambda file: folder / file) if engine == "onnxruntime" else _emulating_runner(folder)
     for component in family_of(checkpoint).components(checkpoint, manifest["facts"], shapes_of(manifest)):
         progress(f"comparing {component.name} with torch")
-        choice = choose(Precision(manifest["precision"]), engine=engine, part=PARTS[component.name])
-        errors, own = _errors(component, run, _HALVES.get(choice.linears))
-        for graph in errors.keys() & graphs:
-            yield PartError(component.name, graph, choice.linears, errors[graph], own.get(graph))
+        present = [graph for graph in component.graphs if graph in graphs]
+        if not present:
+            continue
+        precision = Precision(manifest["reports"][present[0]].get("precision", Precision.FP32))
+        errors, own = _errors(component, run, _HALVES.get(precision))
+        for graph in present:
+            yield PartError(component.name, graph, precision, errors[graph], own.get(graph))
 
 
 def _errors(

@@ -13,11 +13,11 @@ from sora_export.calibration import CalibrationResult, calibrate
 from sora_export.checkpoint import Checkpoint
 from sora_export.graph_report import report
 from sora_export.manifest import file_record, write_manifest
-from sora_export.precision import EngineName, Part, Precision
+from sora_export.precision import EngineName, Part, Precision, choose
 from sora_export.quantize_onnx import to_precision
 from sora_export.staging import Staging
 from sora_export.trajectories import Prompt, record_trajectories
-from sora_runtime.errors import OutputError
+from sora_runtime.errors import InvalidRequest, OutputError
 
 Progress = Callable[[str], None]
 Statistics = CalibrationResult
@@ -136,8 +136,7 @@ class _Conversion:
                 target.write_bytes((self.source / name).read_bytes())
         reports = {}
         for component, graph in graphs_of(manifest["components"]):
-            self.progress(f"converting {graph} to {self.precision}")
-            path, reports[graph] = self._convert(component, graph)
+            path, reports[graph] = self._convert(component, graph, self._precision_of(component))
             files[graph] = file_record(path)
             for data in set(files[graph]["data"]) - set(files):
                 files[data] = file_record(self.out / data)
@@ -152,13 +151,28 @@ class _Conversion:
         self.staging.finish(lambda: write_manifest(self.out, {**manifest, **changed}))
         return self.out
 
-    def _convert(self, component: str, graph: str) -> tuple[Path, dict[str, Any]]:
+    def _precision_of(self, component: str) -> Precision:
+        """What was asked for, or bfloat16 where no prompt evaluated the component: its scales are not known."""
+        part = PARTS[component]
+        linears = choose(self.precision, engine=self.engine, part=part).linears
+        if self.engine == "onnxruntime" or not linears.quantised or component in self.statistics:
+            return self.precision
+        if not self.statistics:
+            raise InvalidRequest(
+                f"precision {self.precision} for {self.engine} takes its scales from real clips; "
+                "give prompts with --calibration"
+            )
+        self.progress(f"no prompt evaluated {component}, which stays in bf16")
+        return Precision.BF16
+
+    def _convert(self, component: str, graph: str, precision: Precision) -> tuple[Path, dict[str, Any]]:
+        self.progress(f"converting {graph} to {precision}")
         model = ir.load(self.source / graph)
-        data_file = f"{self.precision}/{component}.safetensors"
+        data_file = f"{precision}/{component}.safetensors"
         self.staging.will_create(data_file)
         to_precision(
             model,
-            self.precision,
+            precision,
             engine=self.engine,
             part=PARTS[component],
             calibration=self.statistics.get(component),
@@ -167,7 +181,8 @@ class _Conversion:
         )
         path = self.staging.new_file(graph)
         ir.save(model, path)
-        return path, report(model)
+        linears = choose(precision, engine=self.engine, part=PARTS[component]).linears
+        return path, {"precision": str(linears), **report(model)}
 
     def _parity(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         reason = f"measured for fp32 only; `sora-bench check` compares {self.precision}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from sora_export.emulation_fp4 import emulate_fp4
 from sora_export.half_precision import is_stored_cast
 
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -22,10 +23,12 @@ _MOVES = {
 def emulated(model: ir.Model) -> ir.Model:
     """A copy of `model` that computes in float32 and rounds every result that is half to half and back.
 
-    Inputs and outputs become float32. Weights stay where they are.
+    Inputs and outputs become float32. Weights stay where they are, but 4-bit ones, which become float32 in the graph.
     """
     copy = model.clone()
     graph = copy.graph
+    emulate_fp4(graph)
+    copy.opset_imports.pop("trt", None)
     for value in graph.inputs:
         if value.dtype in _HALVES:
             value.type = ir.TensorType(ir.DataType.FLOAT)

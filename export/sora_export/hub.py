@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import sora_runtime
 from sora_runtime.errors import BundleError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -14,7 +15,7 @@ _WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.md", "LICENSE*", "N
 
 
 def local_checkpoint(name: str, progress: Callable[[str], None]) -> Path:
-    """The folder of a checkpoint: `name` itself, or a download of the hub's repository of that id.
+    """The folder of a checkpoint: `name` itself, a shipped model's, or a download of the hub's repository of that id.
 
     A download lies in the hub's own cache and is not repeated. Where the files are those of many variants
     (`fp16`), all are fetched: a checkpoint is built as its authors published it.
@@ -23,6 +24,8 @@ def local_checkpoint(name: str, progress: Callable[[str], None]) -> Path:
         BundleError: `name` is neither a folder nor an id that the hub gives.
     """
     folder = Path(name)
+    if not folder.exists() and (shipped := Path(sora_runtime.__file__).parent / "models" / name).is_dir():
+        return shipped
     if folder.exists() or not _HUB_ID.fullmatch(name):
         return folder
     from huggingface_hub import snapshot_download

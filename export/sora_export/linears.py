@@ -46,7 +46,7 @@ class Linear:
         step = max(_CHUNK_ELEMENTS // self.in_features, 1)
         for start in range(0, self.out_features, step):
             part = slice(start, min(start + step, self.out_features))
-            yield part, stored[part].astype(np.float32)
+            yield part, stored[part].astype(np.float32).reshape(-1, self.in_features)
 
 
 def quantisable_linears(graph: ir.Graph) -> list[Linear]:

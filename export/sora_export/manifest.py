@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -19,7 +20,14 @@ import sora_runtime
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file, hexadecimal."""
+    """The sha256 of a file, hexadecimal; one that has not changed since is not read again."""
+    stat = path.stat()
+    return _sha256(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sha256(path: Path, *_identity: int) -> str:
+    # A bundle's checkpoint is tens of gigabytes, and several of its parts ask for the same file.
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -19,12 +19,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from sora_export.attentions import quantise_attention, self_attentions
+from sora_export.attentions import Attention, quantise_attention, self_attentions
 from sora_export.calibration import CalibrationResult
+from sora_export.convolutions import quantise_convolutions
 from sora_export.half_precision import to_half
 from sora_export.linears import Linear, quantisable_linears
 from sora_export.precision import EngineName, Part, Precision, choose
 from sora_export.quantize_cpu import quantize_for_cpu
+from sora_export.quantize_nvfp4 import fits, quantise_to_nvfp4
 from sora_runtime.errors import InvalidRequest
 
 _FORMATS = {Precision.INT8: ir.DataType.INT8, Precision.FP8: ir.DataType.FLOAT8E4M3FN}
@@ -46,15 +48,16 @@ def to_precision(
     """Rewrites a float32 graph in place.
 
     For TensorRT no weight is converted or copied: what the checkpoint stores is cast and quantised by
-    nodes that the builder folds; only scales are new, in the graph. For ONNX Runtime int8 weights are
-    new data in `root / data_file`, shared by all buckets of a component.
+    nodes that the builder folds; only scales are new, in the graph. NVFP4 weights and the int8 ones for
+    ONNX Runtime are new data in `root / data_file`, shared by all buckets of a component.
 
     Args:
         model: A float32 graph whose weights are external data.
         precision: What was asked for; `sora_export.precision.choose` says what it means here.
         engine: The library that will run the graph.
         part: Which component it is of.
-        calibration: Of this component; needed for quantised linears on TensorRT.
+        calibration: Of this component; needed for quantised linears on TensorRT. A VAE decoder's
+            convolutions become int8 for ONNX Runtime if there is one.
         root: The bundle's folder.
         data_file: The safetensors file for new weights, relative to `root`.
 
@@ -70,6 +73,9 @@ def to_precision(
         if choice.linears is Precision.INT8:
             keep = calibration.keep if calibration is not None else frozenset()
             quantize_for_cpu(model, root=root, data_file=data_file, keep=keep)
+        if choice.convolutions is Precision.INT8 and calibration is not None:
+            known = {name: ends for name, ends in calibration.amax.items() if name not in calibration.keep}
+            quantise_convolutions(model, known, root, data_file)
         return model
     half = ir.DataType.BFLOAT16
     if choice.convolutions is Precision.FP16 or (choice.linears.quantised and _stored_as_float16(model.graph)):
@@ -80,7 +86,13 @@ def to_precision(
             raise InvalidRequest(
                 f"precision {precision} for {engine} takes its scales from real clips; give prompts with --calibration"
             )
-        _Quantiser(model.graph, choice.linears, choice.attention, half, calibration).run()
+        quantiser = _Quantiser(model.graph, choice.linears, half, calibration)
+        attentions = self_attentions(model.graph) if choice.attention is Precision.FP8 else []
+        if choice.linears is Precision.NVFP4:
+            quantise_to_nvfp4(model, quantiser.measured_groups(), root, data_file)
+        else:
+            quantiser.quantise_linears()
+        quantiser.quantise_attentions(attentions)
     return model
 
 
@@ -95,25 +107,33 @@ class _Quantiser:
 
     graph: ir.Graph
     precision: Precision
-    attention: Precision
     half: ir.DataType
     calibration: CalibrationResult
 
-    def run(self) -> None:
-        attentions = self_attentions(self.graph) if self.attention is Precision.FP8 else []
+    def quantise_linears(self) -> None:
+        """Q/DQ around every linear that was calibrated."""
+        for linears, _ in self.measured_groups():
+            self._quantise(linears)
+
+    def measured_groups(self) -> list[tuple[list[Linear], float]]:
+        """Linears that share their input, and the largest magnitude of that input."""
         groups: dict[int, list[Linear]] = {}
         for linear in quantisable_linears(self.graph):
-            if linear.name in self.calibration.amax and linear.name not in self.calibration.keep:
+            known = linear.name in self.calibration.amax and linear.name not in self.calibration.keep
+            if known and (self.precision is not Precision.NVFP4 or fits(linear)):
                 groups.setdefault(id(linear.x), []).append(linear)
-        for linears in groups.values():
-            self._quantise(linears)
+        amax = self.calibration.amax
+        return [(group, max(float(amax[linear.name].max()) for linear in group)) for group in groups.values()]
+
+    def quantise_attentions(self, attentions: list[Attention]) -> None:
+        """FP8 inside of every self-attention that was calibrated."""
         for attention in attentions:
             largest = self.calibration.amax.get(attention.name)
             if largest is not None and attention.name not in self.calibration.keep:
                 quantise_attention(self.graph, attention, [float(number) for number in largest], self._pair_of)
 
     def _pair_of(self, before: ir.Node, value: ir.Value, largest: float, name: str) -> ir.Value:
-        return self._pair(before, value, _scale(largest, self.precision), name, {})
+        return self._pair(before, value, _scale(largest, Precision.FP8), name, {}, Precision.FP8)
 
     def _quantise(self, linears: list[Linear]) -> None:
         """Linears that share their input share its scale and smoothing."""
@@ -144,13 +164,20 @@ class _Quantiser:
         linear.node.replace_input_with(1, self._pair(linear.node, weight, scale, prefix, {"axis": 0}))
 
     def _pair(
-        self, before: ir.Node, value: ir.Value, scale: NDArray[np.float32], prefix: str, attributes: Mapping[str, Any]
+        self,
+        before: ir.Node,
+        value: ir.Value,
+        scale: NDArray[np.float32],
+        prefix: str,
+        attributes: Mapping[str, Any],
+        precision: Precision | None = None,
     ) -> ir.Value:
         """Puts QuantizeLinear and DequantizeLinear behind a value, symmetric; a scale for each row or one for all."""
         scales = self._constant(f"{prefix}.scale", scale)
-        target = {"output_dtype": _FORMATS[self.precision], **attributes}
+        kind = _FORMATS[precision or self.precision]
+        target = {"output_dtype": kind, **attributes}
         quantised = self._node(before, "QuantizeLinear", [value, scales], value, f"{prefix}.quantised", target)
-        quantised.type = ir.TensorType(_FORMATS[self.precision])
+        quantised.type = ir.TensorType(kind)
         return self._node(
             before, "DequantizeLinear", [quantised, scales], value, f"{prefix}.dequantised", dict(attributes)
         )

@@ -29,7 +29,7 @@ class Staging:
     def __enter__(self) -> Self:
         self._make_folder(self.root)
         for path in self.root.glob(".*"):  # of builds that were killed
-            if is_abandoned(path):
+            if path.is_file() and is_abandoned(path):
                 path.unlink(missing_ok=True)
         return self
 
@@ -129,7 +129,7 @@ class Staging:
 def is_abandoned(path: Path) -> bool:
     """Whether the name is a temporary one, `.PID.NAME`, of a process that is no more."""
     owner = path.name.split(".")[1] if path.name.startswith(".") else ""
-    if not owner.isdecimal() or path.is_dir():
+    if not owner.isdecimal():
         return False
     try:
         os.kill(int(owner), 0)

@@ -115,6 +115,7 @@ class _Recorder:
             scale = self.bundle.manifest.facts.embedded_guidance
             if scale is not None:
                 shared["guidance"] = np.array([request.guidance_scale * scale], np.float32)
+            self._see(request)
             graphs = stages.graphs[: stages.transformers]
             stages.denoiser.observe = lambda engine, inputs: self.trajectories.add(graphs[engine], inputs)
             noise = _core.NoiseGenerator(request.seed, num_threads=self.num_threads)
@@ -129,6 +130,13 @@ class _Recorder:
         finally:
             stages.close()
 
+    def _see(self, request: ResolvedRequest) -> None:
+        """What the vision encoder is given."""
+        encoder, facts = self.bundle.manifest.components.image_encoder, self.bundle.manifest.facts.image
+        if encoder is not None and request.image is not None and facts is not None and facts.image_encoder is not None:
+            pixels = request.image.pixel_values(facts.image_encoder)
+            self.trajectories.add(encoder.graph, {"pixel_values": pixels})
+
     def _embed(self, request: ResolvedRequest, *, guided: bool) -> Embeddings:
         cache = _core.EmbeddingCache(DEFAULT_CACHE_BYTES)
         encoders = TextEncoders(self.bundle, num_threads=self.num_threads, cache=cache, store=None)
@@ -137,7 +145,10 @@ class _Recorder:
             for encoder in encoders.encoders.values():
                 ids = encoder.tokenize(text, name, TextUse())
                 if ids is not None:
-                    inputs = {"input_ids": ids.input_ids, "attention_mask": ids.attention_mask}
+                    inputs: Feeds = {"input_ids": ids.input_ids, "attention_mask": ids.attention_mask}
+                    seen = encoder.record.image_input
+                    if seen is not None and request.image is not None:
+                        inputs["pixel_values"] = request.image.pixel_values(seen)
                     used = {key: inputs[key] for key in encoder.record.inputs if key in inputs}
                     self.trajectories.add(encoder.record.graph, used)
         branches, _ = encoders.embed(texts, request.image, lambda stage, done, total: None, None)

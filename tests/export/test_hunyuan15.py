@@ -14,7 +14,7 @@ from clean_graphs import assert_clean
 from diffusers import AutoencoderKLHunyuanVideo15, DiffusionPipeline, HunyuanVideo15Transformer3DModel
 from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import extract_glyph_texts
 from PIL import Image
-from tiny_hunyuan15 import CROP, LATENT_CHANNELS, MAX_SEQUENCE_LENGTH, save_tiny_hunyuan15
+from tiny_hunyuan15 import CROP, LATENT_CHANNELS, MAX_SEQUENCE_LENGTH, STRIDE, save_tiny_hunyuan15
 
 from sora_export import build_bundle
 from sora_export.families.hunyuan15_parity import evaluate, transformer_feeds
@@ -26,7 +26,7 @@ from sora_runtime.text import PromptTokenizer, quoted
 # Float32 in another order of sums: 1e-6 is seen; a wrong weight or axis gives 1e-1 or more.
 TOLERANCE = 1e-5
 # 3x5 and 3x4 latents. The second is the size that the pipeline chooses for `picture`.
-SIZES = {"t2v": (48, 80), "i2v": (48, 64)}
+SIZES = {"t2v": (24, 40), "i2v": (24, 32)}
 NUM_FRAMES = 13
 PROMPT = 'a red circle under the words "SALE" and “Öffnung”'
 
@@ -87,7 +87,7 @@ def test_manifest_states_the_facts(bundle: Path, task: str) -> None:
         written["components"]["text_encoder_2"],
     )
     assert (written["family"], written["tasks"]) == ("hunyuan15", [task])
-    assert (facts["spatial_stride"], facts["temporal_stride"], facts["patch_size"]) == (16, 4, [1, 1, 1])
+    assert (facts["spatial_stride"], facts["temporal_stride"], facts["patch_size"]) == (STRIDE, 4, [1, 1, 1])
     assert (facts["sigma_grid"], facts["embedded_guidance"], facts["fps"]) == ("uniform", None, 24.0)
     assert facts["defaults"]["guidance_scale"] == 6.0
     assert (facts["image"] is not None) == (task == "i2v") == ("vae_encoder" in written["components"])
@@ -139,7 +139,7 @@ def decode(bundle: Path, latents: np.ndarray) -> list[np.ndarray]:
 @torch.no_grad()
 def test_chunked_decoding_equals_decoding_at_once(bundle: Path, task: str) -> None:
     vae = AutoencoderKLHunyuanVideo15.from_pretrained(bundle / "vae", dtype=torch.float32).eval()
-    latents = normal(0, 1, LATENT_CHANNELS, 4, *(side // 16 for side in SIZES[task]))
+    latents = normal(0, 1, LATENT_CHANNELS, 4, *(side // STRIDE for side in SIZES[task]))
     want = vae.decode(torch.from_numpy(latents) / vae.config.scaling_factor).sample.numpy()
     chunks = decode(bundle, latents)
     assert [chunk.shape[2] for chunk in chunks] == [1, 4, 4, 4]
@@ -226,7 +226,7 @@ def test_clips_equal_diffusers(bundle: Path, task: str, prompt: str, guidance_sc
     pipeline = pipeline_of(bundle)
     pipeline.guider = pipeline.guider.new(guidance_scale=guidance_scale)
     height, width = SIZES[task]
-    noise = normal(7, 1, LATENT_CHANNELS, 4, height // 16, width // 16)
+    noise = normal(7, 1, LATENT_CHANNELS, 4, height // STRIDE, width // STRIDE)
     given = {"image": picture()} if task == "i2v" else {}
     size = {} if task == "i2v" else {"height": height, "width": width}
     settings = {"num_frames": NUM_FRAMES, "num_inference_steps": 4, **size, **given}

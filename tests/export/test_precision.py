@@ -51,10 +51,11 @@ def test_convolutions_and_the_vae_stay_half(precision: Precision) -> None:
     assert "3-D convolutions" in choice.reason
 
 
-def test_only_fp8_quantises_attention() -> None:
+def test_only_fp8_and_nvfp4_quantise_attention() -> None:
     on_tensorrt = {p: choose(p, engine="tensorrt", part="transformer") for p in Precision if p is not Precision.FP32}
     quantised = {p for p, choice in on_tensorrt.items() if choice.attention.quantised}
-    assert quantised == {Precision.FP8}
+    assert quantised == {Precision.FP8, Precision.NVFP4}
+    assert on_tensorrt[Precision.NVFP4].attention is Precision.FP8
     assert choose(Precision.FP8, engine="tensorrt", part="text_encoder").attention is Precision.BF16
 
 
@@ -64,9 +65,11 @@ def test_a_text_encoder_is_never_float16() -> None:
     assert "overflows" in choice.reason
 
 
-def test_int8_on_a_processor_is_for_linears() -> None:
+def test_int8_on_a_processor_is_for_linears_and_a_decoders_convolutions() -> None:
     choices = {
         part: choose(Precision.INT8, engine="onnxruntime", part=part).linears  # type: ignore[arg-type]
         for part in ("transformer", "text_encoder", "vae_decoder")
     }
     assert list(choices.values()) == [Precision.INT8, Precision.INT8, Precision.FP32]
+    decoder = choose(Precision.INT8, engine="onnxruntime", part="vae_decoder")
+    assert (decoder.convolutions, decoder.attention) == (Precision.INT8, Precision.FP32)

@@ -17,10 +17,14 @@ from safetensors.numpy import load_file
 
 from sora_export import quantize_onnx
 from sora_export.calibration import CalibrationResult, calibrate
+from sora_export.decoder_feeds import decoder_feeds
 from sora_export.engine_from_onnx import EngineOptions, engine_from_onnx
+from sora_export.linears import Linear
 from sora_export.precision import EngineName, Part, Precision
+from sora_export.quantize_nvfp4 import NVFP4
 from sora_export.quantize_onnx import to_precision
-from sora_runtime.errors import InvalidRequest
+from sora_export.sensitivity import keep_sensitive, sensitivity
+from sora_runtime.errors import EngineError, InvalidRequest
 
 TRANSFORMER = f"transformer.{SIZE[0]}x{SIZE[1]}x{FRAMES}.onnx"
 LINEARS = 2 * 10  # of two blocks: q, k, v and out of two attentions, two of the feed-forward
@@ -212,16 +216,18 @@ def quantised(name: str, weights: dict[str, Any]) -> bool:
     return f"{name.removeprefix('model.')}.int8" in weights
 
 
-def test_buckets_share_the_quantised_weights_until_the_checkpoint_changes(own_bundle: Path, tmp_path: Path) -> None:
+def test_buckets_share_the_quantised_weights_until_the_checkpoint_changes(own_bundle: Path) -> None:
     file = own_bundle / "int8/transformer.safetensors"
-    converted(own_bundle, Precision.INT8, None, "onnxruntime")
-    first = file.stat()
-    converted(own_bundle, Precision.INT8, None, "onnxruntime")
-    assert file.stat().st_mtime_ns == first.st_mtime_ns
+    first = external(converted(own_bundle, Precision.INT8, None, "onnxruntime"))
+    bytes_before = file.read_bytes()
+    assert external(converted(own_bundle, Precision.INT8, None, "onnxruntime")) == first
+    assert [path.name for path in file.parent.glob("transformer*")] == [file.name]
     weights = next((own_bundle / "transformer").glob("*.safetensors"))
     weights.touch()
-    converted(own_bundle, Precision.INT8, None, "onnxruntime")
-    assert file.stat().st_ino != first.st_ino
+    again = external(converted(own_bundle, Precision.INT8, None, "onnxruntime"))
+    new = {place for name, (place, _, _) in again.items() if name.endswith(".int8")}
+    assert new == {"int8/transformer.2.safetensors"}
+    assert file.read_bytes() == bytes_before  # the graph that was made first still points into it
 
 
 def test_a_half_checkpoint_becomes_int8_too(half_bundle: Path) -> None:
@@ -241,3 +247,80 @@ def test_the_text_encoder_is_quantised_as_well(own_bundle: Path) -> None:
     for engine in ("tensorrt_rtx", "onnxruntime"):
         model = converted(own_bundle, Precision.INT8, statistics, engine, "text_encoder.onnx", "text_encoder")  # type: ignore[arg-type]
         assert relative_l2(run(model, own_bundle, feeds)[0], expected) < 0.05  # rare words have never been calibrated
+
+
+def test_nvfp4_is_new_data_of_half_a_byte_and_builds_for_blackwell(
+    own_bundle: Path, calibration: CalibrationResult, tmp_path: Path
+) -> None:
+    """Of the tiny model, with 48 channels, only the second linear of the feed-forward divides into pairs of blocks."""
+    model = converted(own_bundle, Precision.NVFP4, calibration)
+    feeds = make_feeds(own_bundle / TRANSFORMER, seed=7)
+    expected = run(own_bundle / TRANSFORMER, own_bundle, feeds)[0]
+    half = relative_l2(run(converted(own_bundle, Precision.BF16, None), own_bundle, feeds)[0], expected)
+    assert half < relative_l2(run(model, own_bundle, feeds)[0], expected) < 0.1  # two linears, 10% of each in 4 bits
+    stored = {name: array for name, array in external(model).items() if name.endswith((".nvfp4", ".block_scale"))}
+    sizes = sorted(length or 0 for _, _, length in stored.values())
+    assert sizes == [48 * 96 // 16] * 2 + [48 * 96 // 2] * 2
+    file = own_bundle / f".nvfp4.{TRANSFORMER}"
+    ir.save(model, file)
+    built = engine_from_onnx(file, tmp_path / "plan", EngineOptions(compute_capabilities=("12.0",)))
+    assert built.log.read_text().count("FP4E2M1") >= 2
+    with pytest.raises(EngineError, match="has no fp4_e2m1"):
+        engine_from_onnx(file, tmp_path / "plan", EngineOptions(compute_capabilities=("8.9",)))
+
+
+def test_nvfp4_numbers_are_those_of_the_format() -> None:
+    """Every block's largest number becomes +-6 steps; the rest the nearest of the sixteen numbers of E2M1."""
+    rng = np.random.default_rng(0)
+    weight = (rng.standard_normal((16, 64)) * 0.02).astype(np.float32)
+    value = ir.Value(name="blocks.0.w.weight", shape=ir.Shape(weight.shape), const_value=ir.tensor(weight))
+    linear = Linear(ir.node("Gemm", [value, value]), value, value, *weight.shape)
+    unit, scales, packed = NVFP4.make(linear)
+    bits = np.stack((packed & 15, packed >> 4), axis=-1).reshape(weight.shape)
+    grid = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    numbers = grid[bits & 7] * np.where(bits & 8, -1, 1)
+    steps = np.repeat(scales.astype(np.float32) * unit, 16, axis=1)
+    nearest = np.abs(np.abs(weight)[..., None] - grid * steps[..., None]).min(axis=-1)
+    np.testing.assert_allclose(np.abs(numbers * steps - weight), nearest, atol=1e-7)  # ties and float32's last bit
+    assert np.abs(numbers).reshape(16, 4, 16).max(axis=-1).min() == 6
+
+
+def test_a_decoders_convolutions_become_int8_for_the_processor(own_bundle: Path) -> None:
+    first, following = (own_bundle / f"vae_decoder.{SIZE[0]}x{SIZE[1]}.{chunk}.onnx" for chunk in ("first", "next"))
+    rng = np.random.default_rng(0)
+    fed: dict[Path, list[dict[str, Any]]] = {first: [], following: []}
+    for graph, feeds in decoder_feeds(first, following, rng.standard_normal((1, 4, 3, 8, 12)).astype(np.float32)):
+        fed[graph].append(feeds)
+    assert [len(feeds) for feeds in fed.values()] == [1, 2]
+    statistics = calibrate(first, fed[first]).merged(calibrate(following, fed[following]))
+    for graph, feeds in decoder_feeds(first, following, rng.standard_normal((1, 4, 3, 8, 12)).astype(np.float32)):
+        model = converted(own_bundle, Precision.INT8, statistics, "onnxruntime", graph.name, "vae_decoder")
+        integer = [node for node in model.graph if node.op_type == "Conv" and is_dequantised(node)]
+        assert len(integer) >= 8
+        assert not any("conv_in" in (node.inputs[1].name or "") for node in integer)  # type: ignore[union-attr]
+        expected = np.clip(run(graph, own_bundle, feeds)[0], -1, 1)
+        found = np.clip(run(model, own_bundle, feeds)[0], -1, 1)
+        assert 30 < 10 * np.log10(4 / np.mean(np.square(found - expected))) < 80  # the budget of a frame; not exact
+
+
+def is_dequantised(node: ir.Node) -> bool:
+    producers = [value.producer() for value in node.inputs[:2] if value is not None]
+    return all(producer is not None and producer.op_type == "DequantizeLinear" for producer in producers)
+
+
+def test_the_layer_that_loses_most_is_found_and_kept(own_bundle: Path) -> None:
+    """By calibration one input channel of one linear is 100,000 times as large: eight bits have none for the others."""
+    graph = own_bundle / TRANSFORMER
+    feeds = [make_feeds(graph, seed) for seed in range(2)]
+    statistics = calibrate(graph, feeds)
+    bad = "blocks.1.ffn.net.0.proj.weight"
+    largest = statistics.amax[bad].copy()
+    largest[0] *= 1e5
+    worse = CalibrationResult({**statistics.amax, bad: largest}, 2)
+    errors = sensitivity(graph, feeds, worse, Precision.INT8, "transformer")
+    assert max(errors, key=lambda kind: errors[kind]) == "blocks.*.ffn.net.0.proj.weight"
+    rest = np.sqrt(sum(error**2 for kind, error in errors.items() if "proj" not in kind))
+    kept = keep_sensitive(graph, feeds, worse, Precision.INT8, "transformer", max_error=float(rest) * 1.01)
+    assert kept.keep == {"blocks.0.ffn.net.0.proj.weight", bad}
+    unhurt = keep_sensitive(graph, feeds, statistics, Precision.INT8, "transformer")
+    assert unhurt.keep == frozenset()

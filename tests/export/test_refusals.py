@@ -189,7 +189,7 @@ def test_sentencepiece_model_is_converted_or_refused(copy_of_plain: Copy, tmp_pa
     folder = checkpoint / "tokenizer"
     shutil.rmtree(folder)
     folder.mkdir()
-    with pytest.raises(BundleError, match=r"neither tokenizer\.json nor spiece\.model"):
+    with pytest.raises(BundleError, match=r"has no tokenizer\.json, nor what one is made of"):
         write_tokenizer(Checkpoint(checkpoint), "tokenizer", tmp_path / "tokenizer.json")
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("a red circle moves left\na blue square falls down\n" * 20)

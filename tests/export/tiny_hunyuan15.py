@@ -35,9 +35,12 @@ MAX_SEQUENCE_LENGTH = 24
 CROP = 108
 """Tokens of the pipeline's template before the prompt."""
 LATENT_CHANNELS = 4
+STRIDE = 8
+"""Half of the release's: two changes of size in space and time, and one in space alone, are left."""
 VAE: dict[str, Any] = {
     "latent_channels": LATENT_CHANNELS,
-    "block_out_channels": (16, 16, 16, 32, 32),
+    "block_out_channels": (16, 16, 32, 32),
+    "spatial_compression_ratio": STRIDE,
     "layers_per_block": 1,
     "scaling_factor": 0.8,
 }
@@ -53,7 +56,7 @@ TRANSFORMER: dict[str, Any] = {
     "text_embed_2_dim": 32,
     "image_embed_dim": 48,
     "rope_axes_dim": (8, 8, 8),
-    "target_size": 64,
+    "target_size": 32,
 }
 _TEMPLATE = (
     "{% for i in range(FILL) %}<|fill|>{% endfor %}{% for message in messages %}<|im_start|>{{ message['role'] }}"

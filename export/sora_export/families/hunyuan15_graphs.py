@@ -132,7 +132,7 @@ def _refine(refiner: Any, states: Tensor, timestep: Tensor, mask: Tensor) -> Ten
     weights = mask.unsqueeze(-1)
     pooled = (states * weights).sum(dim=1) / weights.sum(dim=1)
     temb = refiner.time_text_embed(timestep, pooled)
-    x = refiner.proj_in(states)
+    x: Tensor = refiner.proj_in(states)
     scores = _for_queries(masked_scores(mask))
     for block in refiner.token_refiner.refiner_blocks:
         x = block(x, temb, scores)

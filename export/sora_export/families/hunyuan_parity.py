@@ -64,14 +64,17 @@ def compare_llava(
 
 
 def compare_clip(config: Mapping[str, Any], length: int, model: torch.nn.Module, run: RunGraph) -> dict[str, Pair]:
-    """A prompt that fills a third of the sequence and ends in the end token, which also pads it."""
+    """Prompts of several lengths, each ended by the end token, which also pads it."""
     eos = config.get("eos_token_id", 2)
     end = config["vocab_size"] - 1 if eos == 2 else eos
-    ids = np.full((1, length), end, np.int64)
     words = np.setdiff1d(np.arange(config["vocab_size"]), [end])
-    ids[0, : length // 3] = np.random.default_rng(0).choice(words, length // 3)
-    got = run("text_encoder_2.onnx", {"input_ids": ids})["pooled_projections"]
-    return {"text_encoder_2.onnx": (got, model(torch.from_numpy(ids)).pooler_output.numpy())}
+    rng, got, want = np.random.default_rng(0), [], []
+    for count in (1, length // 4, length // 2, length - 1):
+        ids = np.full((1, length), end, np.int64)
+        ids[0, :count] = rng.choice(words, count)
+        got.append(run("text_encoder_2.onnx", {"input_ids": ids})["pooled_projections"])
+        want.append(model(torch.from_numpy(ids)).pooler_output.numpy())
+    return {"text_encoder_2.onnx": (np.concatenate(got), np.concatenate(want))}
 
 
 def compare_transformer(graphs: Mapping[str, TorchGraph], model: Any, run: RunGraph) -> dict[str, Pair]:
