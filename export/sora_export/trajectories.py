@@ -134,7 +134,10 @@ class _Recorder:
         """What the vision encoder is given."""
         encoder, facts = self.bundle.manifest.components.image_encoder, self.bundle.manifest.facts.image
         if encoder is not None and request.image is not None and facts is not None and facts.image_encoder is not None:
-            pixels = request.image.pixel_values(facts.image_encoder)
+            geometry, picture = request.geometry, request.image
+            if facts.fit == "crop":
+                picture = picture.covering(geometry.height, geometry.width)
+            pixels = picture.pixel_values(facts.image_encoder)
             self.trajectories.add(encoder.graph, {"pixel_values": pixels})
 
     def _embed(self, request: ResolvedRequest, *, guided: bool) -> Embeddings:

@@ -90,6 +90,8 @@ class ImageConditioner:
         """`condition` float32 [1, n, frames or 1, rows, columns] and, with a vision encoder, `image_embeds`."""
         facts = self._facts
         zeros = geometry.num_frames - 1 if facts.video == "encode_zeros" else 0
+        if facts.fit == "crop":
+            picture = picture.covering(geometry.height, geometry.width)
         latents = self._vae_encoder.encode(picture.frame(geometry.height, geometry.width), zeros)
         arrays = {"condition": self._condition(latents, geometry)}
         if facts.image_encoder is not None and self._image_encoder is not None:

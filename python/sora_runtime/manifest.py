@@ -54,6 +54,9 @@ class ImageFacts(_Record):
     video: Literal["first_only", "zeros_after", "encode_zeros"]
     mask: Literal["before", "after"] | None = None  # 1 at the first latent frame; beside the latents' channels
     mask_channels: int = Field(ge=0, default=0)
+    # stretch: the VAE sees the picture stretched to the clip's size, the vision encoder as it is. crop: both see the
+    # middle of the picture, scaled to cover the clip.
+    fit: Literal["stretch", "crop"] = "stretch"
     image_encoder: PixelInput | None = None
 
 
@@ -94,6 +97,7 @@ class TextEncoderRecord(GraphComponent):
     overflow: Literal["refuse", "truncate"] = "refuse"
     clean: bool = False  # HTML entities decoded, runs of white space folded, as diffusers' Wan pipeline does
     template: str = "{}"  # the text around the prompt
+    empty: str = ""  # stands in the template for an empty prompt
     prompt: Literal["whole", "quoted"] = "whole"  # quoted: what stands in quotation marks; zeros where nothing does
     inputs: list[str]
     outputs: dict[str, tuple[PositiveInt, ...]] = Field(min_length=1)

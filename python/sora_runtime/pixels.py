@@ -28,6 +28,14 @@ class Picture:
         shape = np.asarray(self.rgb8.shape, "<i8").tobytes()
         return hashlib.sha256(shape + np.ascontiguousarray(self.rgb8).tobytes()).hexdigest()
 
+    def covering(self, height: int, width: int) -> "Picture":
+        """Its middle, scaled with Lanczos so that it just covers the size: diffusers' `resize_mode="crop"`."""
+        rows, columns = self.rgb8.shape[:2]
+        wide = width / height > columns / rows
+        box = (width, rows * width // columns) if wide else (columns * height // rows, height)
+        left, top = box[0] // 2 - width // 2, box[1] // 2 - height // 2
+        return Picture(self._resized(box, "lanczos")[top : top + height, left : left + width])
+
     def frame(self, height: int, width: int) -> NDArray[np.float32]:
         """float32 [1, 3, 1, height, width], -1 to 1, stretched to the size with Lanczos as diffusers does."""
         resized = self._resized((width, height), "lanczos")

@@ -94,6 +94,7 @@ class PromptTokenizer:
             if words is None:
                 return None
             text = words
+        text = text or record.empty
         ids = self._tokenizer.encode(self._before + text + self._after).ids
         length = record.max_sequence_length
         if len(ids) > length:

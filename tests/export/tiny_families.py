@@ -39,6 +39,6 @@ VARIANTS = [
     Variant("CogVideoX1.5-5B-I2V", partial(save_tiny_cogvideox, variant="1_5_i2v"), (40, 48), 17),
     Variant("HunyuanVideo", save_tiny_hunyuan, (48, 80), 13),
     Variant("HunyuanVideo-I2V", partial(save_tiny_hunyuan, kind="token_replace"), (48, 80), 13),
-    Variant("HunyuanVideo-1.5 T2V", partial(save_tiny_hunyuan15, task="t2v"), (48, 80), 13),
-    Variant("HunyuanVideo-1.5 I2V", partial(save_tiny_hunyuan15, task="i2v"), (48, 64), 13),
+    Variant("HunyuanVideo-1.5 T2V", partial(save_tiny_hunyuan15, task="t2v"), (24, 40), 13),
+    Variant("HunyuanVideo-1.5 I2V", partial(save_tiny_hunyuan15, task="i2v"), (24, 32), 13),
 ]
