@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from benchmarks.run_all import write_readme
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

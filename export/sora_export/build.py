@@ -148,7 +148,11 @@ def _converted(request: BuildRequest, source: Path, progress: Progress) -> Path:
         statistics: Mapping[str, Statistics] = {}
         if request.calibration is not None:
             statistics = calibrate_bundle(
-                float32, request.calibration.prompts, request.calibration.num_inference_steps, progress
+                float32,
+                request.calibration.prompts,
+                request.calibration.num_inference_steps,
+                progress,
+                sensitive_to=request.precision if needs_calibration(request.precision, request.engine) else None,
             )
         return convert_bundle(float32, out, request.precision, request.engine, statistics, progress)
     finally:

@@ -14,8 +14,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from sora_export.bundle_from_checkpoint import build_bundle
-from sora_export.checkpoint import Checkpoint
 from sora_export.check_parts import PartError, part_errors, shapes_of
+from sora_export.checkpoint import Checkpoint
 from sora_export.emulation import emulated
 from sora_export.manifest import file_record, write_manifest
 from sora_export.parity import against
@@ -236,7 +236,7 @@ def _adherence(reference: Path, subject: Path, count: int, progress: Progress) -
     for folder in (reference, subject):
         progress(f"scoring {count} held-out prompts of {Bundle.load(folder).manifest.precision}")
         with Runtime.load(folder) as runtime:
-            result = score(pairs, lambda prompt, _scene, seed: runtime.generate(prompt, seed=seed).frames, 0)  # noqa: B023
+            result = score(pairs, lambda prompt, _scene, seed: runtime.generate(prompt, seed=seed).frames, 0)
             accuracy.append(result["accuracy"])
     exact, rounded = accuracy
     return {

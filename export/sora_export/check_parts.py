@@ -75,9 +75,7 @@ def part_errors(folder: Path, progress: Callable[[str], None] = lambda message: 
             yield PartError(component.name, graph, precision, errors[graph], own.get(graph))
 
 
-def _errors(
-    component: Component, run: RunGraph, half: torch.dtype | None
-) -> tuple[dict[str, float], dict[str, float]]:
+def _errors(component: Component, run: RunGraph, half: torch.dtype | None) -> tuple[dict[str, float], dict[str, float]]:
     """Relative L2 of every graph against torch in float32, and of torch in half precision against the same."""
     reference = component.load_reference()
     with torch.no_grad():
@@ -107,7 +105,7 @@ def _emulating_runner(folder: Path) -> RunGraph:
 
 @contextlib.contextmanager
 def _half_arithmetic(dtype: torch.dtype) -> Iterator[None]:
-    """torch's mixed precision, and bfloat16 tensors that NumPy can have."""
+    """Torch's mixed precision, and bfloat16 tensors that NumPy can have."""
     original = torch.Tensor.numpy
 
     def numpy(self: torch.Tensor, **arguments: Any) -> NDArray[Any]:

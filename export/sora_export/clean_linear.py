@@ -119,10 +119,10 @@ def modulated_norms(graph: ir.Graph) -> None:
         if len(inputs) > 1:
             last = output.producer()
             assert last is not None
-            dims = dims_of(output)
-            assert dims is not None
+            whole = dims_of(output)
+            assert whole is not None
             attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-            editor.replace(output, editor.node(last, node.op_type, inputs, dims, attributes))
+            editor.replace(output, editor.node(last, node.op_type, inputs, whole, attributes))
 
 
 def _is_plain(norm: ir.Node) -> bool:

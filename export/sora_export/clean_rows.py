@@ -112,7 +112,8 @@ class _Rows:
         axis = (given.as_int() if given is not None else 0) % len(dims)
         found = self._at_hand(value)
         if axis == len(dims) - 1 and found is not None and len(dims_of(found) or ()) == 2:
-            outputs = [_without_ones(part)[0] for part in parts]
+            rows = (dims_of(found) or ())[:-1]
+            outputs = [(*rows, part[-1]) for part in parts]
             self._put(node, [found, *node.inputs[1:]], outputs, {"axis": -1})
         elif axis == len(dims) - 2 and set(dims[:-2]) == {1} and all(part[axis] == 1 for part in parts):
             flat = self.editor.reshape(node, value, (dims[-2] * dims[-1],))

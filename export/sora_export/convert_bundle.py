@@ -11,16 +11,20 @@ import onnx_ir as ir
 
 from sora_export.calibration import CalibrationResult, calibrate
 from sora_export.checkpoint import Checkpoint
+from sora_export.decoder_feeds import decoder_feeds
 from sora_export.graph_report import report
 from sora_export.manifest import file_record, write_manifest
 from sora_export.precision import EngineName, Part, Precision, choose
 from sora_export.quantize_onnx import to_precision
+from sora_export.sensitivity import keep_sensitive
 from sora_export.staging import Staging
 from sora_export.trajectories import Prompt, record_trajectories
 from sora_runtime.errors import InvalidRequest, OutputError
 
 Progress = Callable[[str], None]
 Statistics = CalibrationResult
+_SENSITIVITY_FEEDS = 4
+"""Evaluations, spread over a trajectory, that layers' losses are measured on."""
 
 PARTS: Mapping[str, Part] = {
     "text_encoder": "text_encoder",
@@ -45,7 +49,11 @@ def graphs_of(components: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def calibrate_bundle(
-    bundle: Path, prompts: Sequence[Prompt], num_inference_steps: int | None, progress: Progress
+    bundle: Path,
+    prompts: Sequence[Prompt],
+    num_inference_steps: int | None,
+    progress: Progress,
+    sensitive_to: Precision | None = None,
 ) -> dict[str, Statistics]:
     """The ranges of activations in every component that the prompts' clips evaluate.
 
@@ -56,20 +64,44 @@ def calibrate_bundle(
         prompts: What the clips show.
         num_inference_steps: Of each clip; the model's own number if None.
         progress: Called with one sentence for each piece of work.
+        sensitive_to: Which precision for TensorRT to find the layers of a transformer that lose most in, which
+            then stay in high precision; None keeps none.
 
     Raises:
         InvalidRequest: A prompt does not fit the model.
         BundleError, EngineError: The bundle cannot be run.
     """
     recorded = record_trajectories(bundle, prompts, num_inference_steps=num_inference_steps, progress=progress)
-    components = json.loads((bundle / "bundle.json").read_bytes())["components"]
+    manifest = json.loads((bundle / "bundle.json").read_bytes())
+    decoder = _decoder(manifest)
+    for latents in recorded.latents if decoder is not None else ():
+        assert decoder is not None
+        following = bundle / decoder["next"] if decoder.get("next") else None
+        for path, inputs in decoder_feeds(bundle / decoder["first"], following, latents):
+            recorded.add(path.name, inputs)
     statistics: dict[str, Statistics] = {}
-    for component, graph in graphs_of(components):
-        if graph in recorded.feeds:
-            progress(f"measuring the activations of {graph}")
-            found = calibrate(bundle / graph, recorded.feeds[graph])
-            statistics[component] = statistics[component].merged(found) if component in statistics else found
+    for component, graph in graphs_of(manifest["components"]):
+        feeds = recorded.feeds.get(graph)
+        if feeds is None:
+            continue
+        progress(f"measuring the activations of {graph}")
+        found = calibrate(bundle / graph, feeds)
+        if sensitive_to is not None and PARTS[component] == "transformer":
+            progress(f"looking for the layers of {graph} that lose most in {sensitive_to}")
+            some = feeds[:: max(len(feeds) // _SENSITIVITY_FEEDS, 1)]
+            found = keep_sensitive(bundle / graph, some, found, sensitive_to, "transformer")
+        statistics[component] = statistics[component].merged(found) if component in statistics else found
     return statistics
+
+
+def _decoder(manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The bucket of a chunked decoder at the default shape, which trajectories have."""
+    decoder, defaults = manifest["components"]["vae_decoder"], manifest["facts"]["defaults"]
+    for bucket in decoder["buckets"] if decoder["kind"] == "chunked" else ():
+        same = all(bucket[side] == defaults[side] for side in ("height", "width"))
+        if same and bucket.get("num_frames") in (None, defaults["num_frames"]):
+            return dict(bucket)
+    return None
 
 
 def convert_bundle(
@@ -179,10 +211,19 @@ class _Conversion:
             root=self.out,
             data_file=data_file,
         )
+        for file in (self.out / precision).glob(f"{component}.*.safetensors"):
+            self.staging.will_create(f"{precision}/{file.name}")  # of a later bucket's own weights
         path = self.staging.new_file(graph)
         ir.save(model, path)
-        linears = choose(precision, engine=self.engine, part=PARTS[component]).linears
-        return path, {"precision": str(linears), **report(model)}
+        return path, {"precision": str(self._achieved(component, precision)), **report(model)}
+
+    def _achieved(self, component: str, precision: Precision) -> Precision:
+        """The format of most of a component's arithmetic, which may be higher than what was asked for."""
+        choice = choose(precision, engine=self.engine, part=PARTS[component])
+        if not component.startswith("vae"):
+            return choice.linears
+        calibrated = component in self.statistics or not choice.convolutions.quantised
+        return choice.convolutions if calibrated else Precision.FP32
 
     def _parity(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         reason = f"measured for fp32 only; `sora-bench check` compares {self.precision}"

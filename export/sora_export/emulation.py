@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from sora_export.emulation_fp4 import emulate_fp4
 from sora_export.half_precision import is_stored_cast
+from sora_export.mask_rows import full_masks
 
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 # These move values; what is rounded already stays so.
@@ -28,6 +29,7 @@ def emulated(model: ir.Model) -> ir.Model:
     copy = model.clone()
     graph = copy.graph
     emulate_fp4(graph)
+    full_masks(copy)
     copy.opset_imports.pop("trt", None)
     for value in graph.inputs:
         if value.dtype in _HALVES:

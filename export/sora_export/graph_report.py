@@ -75,8 +75,8 @@ def report(model: ir.Model | Path) -> dict[str, Any]:
 def _all_flops(graph: ir.Graph) -> dict[str, Any]:
     flops: Counter[str] = Counter()
     for node in graph:
-        if node.domain == "" and node.op_type in _FLOPS:
-            if any(dims_of(value) is None for value in (*node.inputs, *node.outputs) if value is not None):
+        if node.domain in ("", "com.microsoft") and node.op_type in _FLOPS:
+            if any(dims_of(value) is None for value in (*node.inputs[:4], node.outputs[0]) if value is not None):
                 reason = f"{node.op_type} '{node.name}' has no static shape"
                 return {"flops": None, "flops_by_operator": None, "flops_reason": reason}
             flops[node.op_type] += 2 * _FLOPS[node.op_type](node)
@@ -177,6 +177,12 @@ def _attention(node: ir.Node) -> int:
     return query[0] * heads * query[1] * key[1] * (query[2] // heads + value[2] // shared)
 
 
+def _rows_attention(node: ir.Node) -> int:
+    """ONNX Runtime's operator: [batch, queries, channels of all heads] each."""
+    query, key, value = (_dims(node.inputs[i]) for i in range(3))
+    return query[0] * query[1] * key[1] * (query[2] + value[2])
+
+
 def _einsum(node: ir.Node) -> int:
     """A product over all letters, for two operands; one operand is no product. The exporter writes no ellipsis."""
     if len(node.inputs) != 2:
@@ -199,5 +205,7 @@ _FLOPS: dict[str, Callable[[ir.Node], int]] = {
     "QLinearConv": _conv,
     "ConvTranspose": _conv_transpose,
     "Attention": _attention,
+    "MultiHeadAttention": _rows_attention,
+    "DynamicQuantizeMatMul": _matmul,
     "Einsum": _einsum,
 }

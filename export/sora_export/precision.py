@@ -13,7 +13,7 @@ Part = Literal["transformer", "text_encoder", "image_encoder", "vae_decoder", "v
 
 MAX_FP16_KEYS = 65_000
 """Keys above which attention is bfloat16 in a float16 graph: the sum of a softmax row of equal scores
-is their number, and float16 ends at 65,504 (autowarefoundation/autoware_universe, "autoware-ml" PR 95)."""
+is their number, and float16 ends at 65,504 (autoware-ml, pull request 95: NaN from 65,536 keys)."""
 
 
 class Precision(StrEnum):
@@ -46,22 +46,25 @@ class Capability:
 
 
 _HALVES = frozenset({Precision.FP16, Precision.BF16})
-_MATRIX = "TensorRT support matrix, docs.nvidia.com/deeplearning/tensorrt/latest/getting-started/support-matrix.html"
+_MATRIX = (
+    "docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix.html, "
+    "nvidia.github.io/TransformerEngine/support_matrix.html"
+)
+_BLACKWELL = "verda.com/blog/gb300-nvl72-architecture: dense INT8 of B200 4.5, of B300 0.15 peta-operations a second"
 _NO_FP8 = (Precision.FP8, "FP8 tensor cores begin with compute capability 8.9")
 _NO_FP4 = (Precision.NVFP4, "FP4 tensor cores begin with compute capability 10.0")
 _NO_BF16 = (Precision.BF16, "bfloat16 tensor cores begin with compute capability 8.0")
-_B300 = (Precision.INT8, "B300 and GB300 gave up INT8 tensor throughput for FP4, so INT8 is slower there than FP8")
+_NO_INT8 = (Precision.INT8, "its engines have no INT8 products, and no bfloat16 to go with them")
+_B300 = (Precision.INT8, "B300 and GB300 gave up INT8 tensor throughput for FP4, to a thirtieth of FP8's")
 
 CAPABILITIES: dict[str, Capability] = {
-    "7.5": Capability("Turing", frozenset({Precision.FP16, Precision.INT8}), (_NO_BF16, _NO_FP8, _NO_FP4), _MATRIX),
+    "7.5": Capability("Turing", frozenset({Precision.FP16}), (_NO_BF16, _NO_INT8, _NO_FP8, _NO_FP4), _MATRIX),
     "8.0": Capability("A100", _HALVES | {Precision.INT8}, (_NO_FP8, _NO_FP4), _MATRIX),
     "8.6": Capability("Ampere", _HALVES | {Precision.INT8}, (_NO_FP8, _NO_FP4), _MATRIX),
     "8.9": Capability("Ada", _HALVES | {Precision.INT8, Precision.FP8}, (_NO_FP4,), _MATRIX),
     "9.0": Capability("Hopper", _HALVES | {Precision.INT8, Precision.FP8}, (_NO_FP4,), _MATRIX),
-    "10.0": Capability("B200", _HALVES | {Precision.INT8, Precision.FP8, Precision.NVFP4}, (), _MATRIX),
-    "10.3": Capability(
-        "B300", _HALVES | {Precision.FP8, Precision.NVFP4}, (_B300,), "NVIDIA Blackwell Ultra datasheet: dense INT8"
-    ),
+    "10.0": Capability("B200", _HALVES | {Precision.INT8, Precision.FP8, Precision.NVFP4}, (), _BLACKWELL),
+    "10.3": Capability("B300", _HALVES | {Precision.FP8, Precision.NVFP4}, (_B300,), _BLACKWELL),
     "12.0": Capability("RTX Blackwell", _HALVES | {Precision.INT8, Precision.FP8, Precision.NVFP4}, (), _MATRIX),
     "12.1": Capability("DGX Spark", _HALVES | {Precision.INT8, Precision.FP8, Precision.NVFP4}, (), _MATRIX),
 }

@@ -24,7 +24,9 @@ from sora_export.calibration import CalibrationResult
 from sora_export.convolutions import quantise_convolutions
 from sora_export.half_precision import to_half
 from sora_export.linears import Linear, quantisable_linears
+from sora_export.mask_rows import mask_rows
 from sora_export.precision import EngineName, Part, Precision, choose
+from sora_export.processor_attention import blockwise_attention
 from sora_export.quantize_cpu import quantize_for_cpu
 from sora_export.quantize_nvfp4 import fits, quantise_to_nvfp4
 from sora_runtime.errors import InvalidRequest
@@ -70,6 +72,7 @@ def to_precision(
     """
     choice = choose(precision, engine=engine, part=part)
     if engine == "onnxruntime":
+        blockwise_attention(model)
         if choice.linears is Precision.INT8:
             keep = calibration.keep if calibration is not None else frozenset()
             quantize_for_cpu(model, root=root, data_file=data_file, keep=keep)
@@ -80,6 +83,7 @@ def to_precision(
     half = ir.DataType.BFLOAT16
     if choice.convolutions is Precision.FP16 or (choice.linears.quantised and _stored_as_float16(model.graph)):
         half = ir.DataType.FLOAT16
+    mask_rows(model)
     to_half(model, half)
     if choice.linears.quantised:
         if calibration is None:

@@ -38,6 +38,8 @@ class Trajectories:
     """What the networks were given: for each graph file, every evaluation of every clip in order."""
 
     feeds: dict[str, list[Feeds]] = field(default_factory=dict)
+    latents: list[NDArray[np.float32]] = field(default_factory=list)
+    """What each clip was denoised to, as the decoder takes it."""
 
     def add(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> None:
         """Keeps copies of the inputs of one evaluation."""
@@ -119,7 +121,7 @@ class _Recorder:
             graphs = stages.graphs[: stages.transformers]
             stages.denoiser.observe = lambda engine, inputs: self.trajectories.add(graphs[engine], inputs)
             noise = _core.NoiseGenerator(request.seed, num_threads=self.num_threads)
-            stages.denoiser.run(
+            result = stages.denoiser.run(
                 program,
                 Embeddings(embeddings.conditional, embeddings.unconditional, shared),
                 noise.normal(stages.denoiser.latent_shape),
@@ -127,6 +129,7 @@ class _Recorder:
                 on_step=None,
                 cancel=None,
             )
+            self.trajectories.latents.append(result.latents[:, :, request.geometry.padding :])
         finally:
             stages.close()
 

@@ -62,7 +62,7 @@ def write_receipt(record: Record) -> Receipt:
     machine = this_machine()
     tokens = request.geometry.tokens
     statistics = record.denoised.statistics
-    video_seconds = request.geometry.num_frames / request.fps
+    video_seconds = request.geometry.shown_frames / request.fps
     return Receipt(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=ModelRecord(name=manifest.name, family=manifest.family, bundle_sha256=record.bundle.sha256),

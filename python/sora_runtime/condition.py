@@ -66,6 +66,22 @@ class ChunkEncoder:
                 engine.close()
 
 
+def start_latents(noise: NDArray[np.float32], condition: NDArray[np.float32], facts: ImageFacts) -> NDArray[np.float32]:
+    """What a clip starts from: noise, and in every frame a share of the picture's latent if the model wants one.
+
+    Args:
+        noise: float32 [1, channels, frames, rows, columns].
+        condition: the graph's input.
+        facts: how the model takes its picture.
+    """
+    if facts.noise_share == 1:
+        return noise
+    first = facts.mask_channels if facts.mask == "before" else 0
+    picture = condition[:, first : first + noise.shape[1], :1]
+    share = np.float32(facts.noise_share)
+    return noise * share + picture * (1 - share)
+
+
 class ImageConditioner:
     """Makes the transformer's inputs `condition` and `image_embeds` of a picture.
 

@@ -26,6 +26,12 @@ class Geometry:
     latent_shape: tuple[int, int, int, int, int]  # [1, channels, frames, height, width]
     tokens: int  # sequence length of one transformer evaluation
     padding: int = 0  # latent frames in front that only fill up a patch and are not decoded
+    dropped_frames: int = 0  # decoded frames in front that are not shown
+
+    @property
+    def shown_frames(self) -> int:
+        """Frames of the clip that is given out."""
+        return self.num_frames - self.dropped_frames
 
     @classmethod
     def of(cls, strides: Strides, *, height: int, width: int, num_frames: int) -> "Geometry":

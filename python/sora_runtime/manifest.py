@@ -58,6 +58,9 @@ class ImageFacts(_Record):
     # middle of the picture, scaled to cover the clip.
     fit: Literal["stretch", "crop"] = "stretch"
     image_encoder: PixelInput | None = None
+    # The rest of the latents that a clip starts from, in every frame, is the picture's.
+    noise_share: float = Field(gt=0, le=1, default=1.0)
+    dropped_frames: int = Field(ge=0, default=0)  # decoded frames at the beginning that are not shown
 
 
 class Facts(_Record):

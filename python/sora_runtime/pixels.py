@@ -56,7 +56,8 @@ class Picture:
         else:
             resized = self._resized((size, size), wanted.resample)
         unit = resized.astype(np.float32) / np.float32(255.0)
-        normal: NDArray[np.float32] = (unit - np.asarray(wanted.mean, np.float32)) / np.asarray(wanted.std, np.float32)
+        mean, std = np.asarray(wanted.mean, np.float32), np.asarray(wanted.std, np.float32)
+        normal = np.asarray((unit - mean) / std, np.float32)
         return np.ascontiguousarray(normal.transpose(2, 0, 1))[None]
 
     def _resized(self, box: tuple[int, int], resample: str) -> NDArray[np.uint8]:

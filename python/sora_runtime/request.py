@@ -5,7 +5,7 @@ import math
 import operator
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -96,6 +96,8 @@ def resolve(prompt: str, fields: Mapping[str, Any], manifest: Manifest) -> Resol
         facts.latent_channels, facts.spatial_stride, facts.temporal_stride, facts.patch_size, facts.pad_latent_frames
     )
     geometry = Geometry.of(strides, height=size[0], width=size[1], num_frames=size[2])
+    if image is not None and facts.image is not None:
+        geometry = replace(geometry, dropped_frames=facts.image.dropped_frames)
     steps = given.get("num_inference_steps", defaults.num_inference_steps)
     second, price, solver = given.get("guidance_scale_2"), given.get("price_per_hour"), given.get("solver")
     return ResolvedRequest(

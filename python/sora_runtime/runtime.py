@@ -24,6 +24,7 @@ from . import _core
 from .billing import Record, write_receipt
 from .bundle import Bundle, Verify
 from .clip import Clip
+from .condition import start_latents
 from .denoise import DenoiseResult, Embeddings
 from .embedding_store import EmbeddingStore
 from .encoders import TextEncoders
@@ -240,6 +241,9 @@ class Runtime:
         )
         if latents is None:
             latents = noise.normal(stages.denoiser.latent_shape)
+        facts = self.bundle.manifest.facts.image if request.image is not None else None
+        if facts is not None:
+            latents = start_latents(latents, embeddings.shared["condition"], facts)
         rows = len(program.rows)
         report("denoise", 0, rows)
         try:
@@ -254,8 +258,7 @@ class Runtime:
         except _core.CancelledError as error:
             raise Cancelled(str(error)) from error
         latents = result.latents
-        facts = self.bundle.manifest.facts.image
-        if request.image is not None and facts is not None and facts.policy == "first_frame":
+        if facts is not None and facts.policy == "first_frame":
             latents[:, :, :1] = embeddings.shared["condition"]
         # Frames that only filled up a patch are not decoded.
         result = replace(result, latents=np.ascontiguousarray(latents[:, :, request.geometry.padding :]))
@@ -271,12 +274,15 @@ class Runtime:
         cancel: _core.CancelToken | None,
     ) -> tuple[NDArray[np.uint8], float]:
         geometry = request.geometry
-        frames = np.empty((geometry.num_frames, geometry.height, geometry.width, 3), np.uint8)
-        done, total, elsewhere = 0, geometry.num_frames, 0.0
+        frames = np.empty((geometry.shown_frames, geometry.height, geometry.width, 3), np.uint8)
+        done, total, elsewhere, skip = 0, geometry.shown_frames, 0.0, geometry.dropped_frames
         start = time.perf_counter()
         report("vae_decode", 0, total)
-        for chunk in stages.decoder.rgb8_chunks(latents, num_threads=self.num_threads):
+        for decoded in stages.decoder.rgb8_chunks(latents, num_threads=self.num_threads):
             stop_if_cancelled(cancel, f"after {done} of {total} decoded frames")
+            chunk, skip = decoded[skip:], max(skip - len(decoded), 0)
+            if not len(chunk):
+                continue
             frames[done : done + len(chunk)] = chunk
             done += len(chunk)
             if on_frames is not None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from benchmarks.families import TARGETS, measure_variant
 from tiny_families import VARIANTS, Variant
 
-from benchmarks.families import TARGETS, measure_variant
 from sora_export.check import FP32_BUDGET, HALF_BUDGET
 
 # Random weights lose more to 8 bits than trained ones; a scale or an axis out of place loses everything.

@@ -16,7 +16,7 @@ from sora_runtime.errors import InvalidRequest
         ("fp8", {"engine": "tensorrt_rtx", "compute_capability": "8.6"}, "begin with compute capability 8.9; use int8"),
         ("fp8", {"engine": "tensorrt", "compute_capability": "8.0"}, "A100.*use int8"),
         ("int8", {"engine": "tensorrt", "compute_capability": "10.3"}, "B300.*use fp8"),
-        ("bf16", {"engine": "tensorrt_rtx", "compute_capability": "7.5"}, "Turing.*use int8"),
+        ("bf16", {"engine": "tensorrt_rtx", "compute_capability": "7.5"}, "Turing.*use fp16"),
         ("nvfp4", {"engine": "tensorrt_rtx", "compute_capability": "8.9"}, "FP4 tensor cores.*use fp8"),
         ("fp8", {"engine": "tensorrt", "compute_capability": "1.2"}, "1.2 is not known"),
         ("fp32", {"engine": "tensorrt_rtx"}, "no fused float32 attention; use bf16 or fp16"),

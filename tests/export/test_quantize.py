@@ -324,3 +324,18 @@ def test_the_layer_that_loses_most_is_found_and_kept(own_bundle: Path) -> None:
     assert kept.keep == {"blocks.0.ffn.net.0.proj.weight", bad}
     unhurt = keep_sensitive(graph, feeds, statistics, Precision.INT8, "transformer")
     assert unhurt.keep == frozenset()
+
+
+def test_the_processor_never_holds_all_scores(own_bundle: Path) -> None:
+    """The float32 graph through `to_precision`: other operators, the same numbers."""
+    model = converted(own_bundle, Precision.FP32, None, "onnxruntime")
+    names = [node.op_type for node in model.graph if node.op_type.endswith("Attention")]
+    assert names == ["MultiHeadAttention"] * 2 * SELF_ATTENTIONS
+    feeds = make_feeds(own_bundle / TRANSFORMER)
+    expected = run(own_bundle / TRANSFORMER, own_bundle, feeds)[0]
+    assert relative_l2(run(model, own_bundle, feeds)[0], expected) < 1e-5  # float32, another order of sums
+
+
+def test_masked_attention_keeps_the_standard_operator(own_bundle: Path) -> None:
+    model = converted(own_bundle, Precision.FP32, None, "onnxruntime", "text_encoder.onnx", "text_encoder")
+    assert {node.op_type for node in model.graph if node.op_type.endswith("Attention")} == {"Attention"}

@@ -74,7 +74,7 @@ _LLAMA: dict[str, Any] = {
     "max_position_embeddings": 2048,
     "rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"},
     # Beside the usual 0.02 the layers of so narrow a model would add next to nothing to the embeddings.
-    "initializer_range": 0.15,
+    "initializer_range": 0.1,
 }
 
 
