@@ -14,6 +14,7 @@ from sora_runtime.runtime import Runtime
 
 DEFAULTS = {
     "prompt": "a red circle",
+    "image": None,
     "negative_prompt": None,
     "seed": 0,
     "num_inference_steps": None,
@@ -42,7 +43,7 @@ def test_defaults(sora_bench: Command, fake: FakeRuntime, tmp_path: Path) -> Non
 
 def test_every_option_reaches_the_runtime(sora_bench: Command, fake: FakeRuntime, tmp_path: Path) -> None:
     result = sora_bench(
-        *("run", "a red circle", "--model", "folder", "--negative-prompt", "blur", "--seed", 7),
+        *("run", "a red circle", "--model", "folder", "--image", "first.png", "--negative-prompt", "blur", "--seed", 7),
         *("--steps", 5, "--guidance-scale", 1.5, "--guidance-rescale", 0.7, "--solver", "euler"),
         *("--rng", "torch", "--size", "64x32", "--frames", 13, "--fps", 24, "--price-per-hour", 2.5),
         *("--threads", 3, "--embedding-cache", "cache", "--verify", "always", "--out", "a.mp4"),
@@ -52,6 +53,7 @@ def test_every_option_reaches_the_runtime(sora_bench: Command, fake: FakeRuntime
     assert fake.requests == [
         {
             **DEFAULTS,
+            "image": Path("first.png"),
             "negative_prompt": "blur",
             "seed": 7,
             "num_inference_steps": 5,
