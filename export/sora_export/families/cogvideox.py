@@ -22,7 +22,8 @@ from sora_export.families.cogvideox_vae import (
     cache_shapes,
     latents_like,
 )
-from sora_export.families.common import T5Graph, like, load_transformers, loader, with_defaults
+from sora_export.families.common import T5Graph, like, loader, with_defaults
+from sora_export.families.components import Clip, text_encoder, token_inputs, transformer_buckets
 from sora_export.onnx_from_torch import TorchGraph
 from sora_runtime.errors import BundleError, InvalidRequest
 
@@ -101,43 +102,20 @@ def _check_frames(shapes: Shapes, facts: Mapping[str, Any]) -> None:
 def _text_encoder(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Component:
     config = checkpoint.json("text_encoder/config.json")
     length = facts["max_sequence_length"]
-    inputs = {"input_ids": like(1, length, dtype=torch.int64)}
-    return Component(
-        name="text_encoder",
-        folder="text_encoder",
-        graphs={
-            "text_encoder.onnx": TorchGraph(partial(T5Graph, T5EncoderModel, config), inputs, ["encoder_hidden_states"])
-        },
-        entry={
-            "graph": "text_encoder.onnx",
-            "max_sequence_length": length,
-            "pad_token_id": config.get("pad_token_id", 0),
-            "padding_side": "right",
-            "overflow": "refuse",
-            "clean": False,
-            "template": "{}",
-            "prompt": "whole",
-            "inputs": list(inputs),
-            "outputs": {"encoder_hidden_states": [1, length, config["d_model"]]},
-        },
-        load_reference=partial(load_transformers, T5EncoderModel, checkpoint.root / "text_encoder"),
-        compare=partial(parity.compare_text_encoder, config["vocab_size"], length),
-        fingerprinted=True,
-        tokenizer_folder="tokenizer",
-    )
+    make = partial(T5Graph, T5EncoderModel, config)
+    outputs = {"encoder_hidden_states": [1, length, config["d_model"]]}
+    graph = TorchGraph(make, token_inputs(length, "input_ids"), list(outputs))
+    compare = partial(parity.compare_text_encoder, config["vocab_size"], length)
+    return text_encoder(checkpoint, "text_encoder", T5EncoderModel, graph, outputs, compare)
 
 
 def _transformer(checkpoint: Checkpoint, facts: Mapping[str, Any], shapes: Shapes) -> Component:
     config = _transformer_config(checkpoint)
-    graphs, buckets = {}, []
-    for height, width in shapes.sizes:
-        for num_frames in shapes.num_frames:
-            for task in shapes.tasks:
-                suffix = "" if task == "t2v" else f".{task}"
-                file = f"transformer.{height}x{width}x{num_frames}{suffix}.onnx"
-                graphs[file] = _transformer_graph(config, facts, (num_frames, height, width), task)
-                bucket = {"height": height, "width": width, "num_frames": num_frames, "task": task, "graph": file}
-                buckets.append(bucket)
+
+    def describe(task: str, clip: Clip) -> TorchGraph:
+        return _transformer_graph(config, facts, clip, task)
+
+    graphs, buckets = transformer_buckets("transformer", shapes, describe)
     return Component(
         name="transformer",
         folder="transformer",

@@ -13,7 +13,7 @@ from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_regi
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sora_export.families.common import rotate_pairs
+from sora_export.families.common import AxisRotary, rotate_pairs
 
 _OFS = 2.0
 """What CogVideoXImageToVideoPipeline gives as `ofs`, the noise added to the picture, for every clip."""
@@ -29,17 +29,16 @@ def grid_of(config: Mapping[str, Any], latent_shape: tuple[int, int, int]) -> Gr
     return frames // (config["patch_size_t"] or 1), rows // patch, columns // patch
 
 
-class BucketRotary(nn.Module):
+class BucketRotary(AxisRotary):
     """The rotary table of CogVideoXPipeline for one bucket: cosines and sines, each [1, text + video, 1, pairs].
 
     Each pair of channels belongs to the frame, the row or the column of a token (RoFormer, arXiv:2104.09864,
-    eq. 34). Stored are the angles of each axis by itself; the table of all tokens is put together in the graph.
-    Text tokens come first and are turned by 0, so that queries and keys need not be cut in two.
+    eq. 34). Text tokens come first and are turned by 0, so that queries and keys need not be cut in two.
     """
 
     def __init__(self, config: Mapping[str, Any], grid: Grid, text_length: int) -> None:
-        super().__init__()
-        self.grid, self.text_length = grid, text_length
+        super().__init__(grid)
+        self.text_length = text_length
         size = config["attention_head_dim"]
         bounds = [0, size // 4, size // 4 + size // 8 * 3, size]
         for kind, table in zip(("cos", "sin"), _rotary_tables(config, grid), strict=True):
@@ -51,16 +50,10 @@ class BucketRotary(nn.Module):
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Cosines and sines of all tokens."""
-        return self._all_tokens("cos", 1.0), self._all_tokens("sin", 0.0)
+        return self._with_text("cos", 1.0), self._with_text("sin", 0.0)
 
-    def _all_tokens(self, kind: str, of_text: float) -> Tensor:
-        parts = []
-        for axis in range(3):
-            view = [1, 1, 1, -1]
-            view[axis] = self.grid[axis]
-            part: Tensor = getattr(self, f"{kind}_{axis}")
-            parts.append(part.view(view).expand(*self.grid, -1))
-        video = torch.cat(parts, dim=-1).flatten(0, 2)
+    def _with_text(self, kind: str, of_text: float) -> Tensor:
+        video = self.all_tokens(kind)
         text = torch.full((self.text_length, video.shape[1]), of_text)
         return torch.cat((text, video))[None, :, None]
 

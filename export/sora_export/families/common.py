@@ -143,6 +143,32 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.reshape(x.shape)
 
 
+class AxisRotary(nn.Module):
+    """The angles of one shape bucket, stored for each axis by itself: [frames], [rows], [columns].
+
+    The table of all tokens, which at 480p is 33 MB, is put together in the graph. Those that derive register the
+    buffers `cos_0` to `sin_2`, each [length of the axis, pairs of channels].
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        super().__init__()
+        self.lengths = tuple(lengths)
+
+    def by_axis(self, kind: str) -> list[Tensor]:
+        """The "cos" or "sin" of all tokens, for each axis [frames, rows, columns, pairs]."""
+        parts = []
+        for axis, length in enumerate(self.lengths):
+            view = [1, 1, 1, -1]
+            view[axis] = length
+            part: Tensor = getattr(self, f"{kind}_{axis}")
+            parts.append(part.view(view).expand(*self.lengths, -1))
+        return parts
+
+    def all_tokens(self, kind: str) -> Tensor:
+        """The "cos" or "sin" of all tokens [frames * rows * columns, pairs of all axes]."""
+        return torch.cat(self.by_axis(kind), dim=-1).flatten(0, 2)
+
+
 def biased_attention(
     module: nn.Module,
     query: Tensor,

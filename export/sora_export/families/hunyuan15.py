@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKLHunyuanVideo15, HunyuanVideo15Pipeline, HunyuanVideo15Transformer3DModel
 from transformers import Qwen2_5_VLTextModel, SiglipVisionModel, T5EncoderModel
 
@@ -15,8 +14,9 @@ from sora_export.checkpoint import Checkpoint
 from sora_export.families import Component, Shapes
 from sora_export.families import hunyuan15_parity as parity
 from sora_export.families.common import like, load_transformers, loader, with_defaults
+from sora_export.families.components import Clip, latent_shape, text_encoder, token_inputs, transformer_buckets
 from sora_export.families.hunyuan15_checks import TASKS, check_checkpoint, read_guidance_scale, read_image_facts
-from sora_export.families.hunyuan15_graphs import BucketRotary, TransformerGraph
+from sora_export.families.hunyuan15_graphs import TransformerGraph
 from sora_export.families.hunyuan15_text import (
     ChatEncoderGraph,
     ChatPositions,
@@ -25,6 +25,7 @@ from sora_export.families.hunyuan15_text import (
     chat_template,
 )
 from sora_export.families.hunyuan15_vae import VaeDecoderChunk, VaeEncoderFrame, cache_shapes
+from sora_export.families.hunyuan_graphs import BucketRotary
 from sora_export.onnx_from_torch import TorchGraph
 
 NAME = "hunyuan15"
@@ -89,63 +90,36 @@ def _text_encoder(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Component
     config = checkpoint.json("text_encoder/config.json")
     length, crop, skip = facts["max_sequence_length"], _CHAT("crop_start"), _CHAT("num_hidden_layers_to_skip")
     template, pad = chat_template(checkpoint.root / "tokenizer", _CHAT("system_message"))
-    inputs = _token_inputs(crop + length)
     outputs = {"encoder_hidden_states": [1, length, config["hidden_size"]], "encoder_attention_mask": [1, length]}
     make = partial(ChatEncoderGraph, config, ChatPositions(config, crop + length), crop, skip)
-    return Component(
-        name="text_encoder",
-        folder="text_encoder",
-        graphs={"text_encoder.onnx": TorchGraph(make, inputs, list(outputs))},
-        entry={
-            "graph": "text_encoder.onnx",
-            "max_sequence_length": crop + length,
-            "pad_token_id": pad,
-            "padding_side": "right",
-            "overflow": "truncate",
-            "clean": False,
-            "template": template,
-            "empty": " ",
-            "prompt": "whole",
-            "inputs": list(inputs),
-            "outputs": outputs,
-        },
-        load_reference=partial(load_transformers, Qwen2_5_VLTextModel, checkpoint.root / "text_encoder"),
-        compare=partial(parity.compare_text_encoder, config["vocab_size"], crop + length, crop, skip),
-        fingerprinted=True,
-        tokenizer_folder="tokenizer",
+    return text_encoder(
+        checkpoint,
+        "text_encoder",
+        Qwen2_5_VLTextModel,
+        TorchGraph(make, token_inputs(crop + length), list(outputs)),
+        outputs,
+        partial(parity.compare_text_encoder, config["vocab_size"], crop + length, crop, skip),
+        pad_token_id=pad,
+        overflow="truncate",
+        template=template,
+        empty=" ",
     )
 
 
 def _glyph_encoder(checkpoint: Checkpoint) -> Component:
     config = checkpoint.json("text_encoder_2/config.json")
     length = _GLYPH_TOKENS
-    inputs = _token_inputs(length)
     outputs = {"encoder_hidden_states_2": [1, length, config["d_model"]], "encoder_attention_mask_2": [1, length]}
-    return Component(
-        name="text_encoder_2",
-        folder="text_encoder_2",
-        graphs={"text_encoder_2.onnx": TorchGraph(partial(GlyphEncoderGraph, config), inputs, list(outputs))},
-        entry={
-            "graph": "text_encoder_2.onnx",
-            "max_sequence_length": length,
-            "pad_token_id": config.get("pad_token_id", 0),
-            "padding_side": "right",
-            "overflow": "truncate",
-            "clean": False,
-            "template": "{}",
-            "prompt": "quoted",
-            "inputs": list(inputs),
-            "outputs": outputs,
-        },
-        load_reference=partial(load_transformers, T5EncoderModel, checkpoint.root / "text_encoder_2"),
-        compare=partial(parity.compare_glyph_encoder, config["vocab_size"], length),
-        fingerprinted=True,
-        tokenizer_folder="tokenizer_2",
+    return text_encoder(
+        checkpoint,
+        "text_encoder_2",
+        T5EncoderModel,
+        TorchGraph(partial(GlyphEncoderGraph, config), token_inputs(length), list(outputs)),
+        outputs,
+        partial(parity.compare_glyph_encoder, config["vocab_size"], length),
+        overflow="truncate",
+        prompt="quoted",
     )
-
-
-def _token_inputs(length: int) -> dict[str, torch.Tensor]:
-    return {name: like(1, length, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
 
 
 def _image_encoder(checkpoint: Checkpoint) -> Component:
@@ -169,17 +143,11 @@ def _transformer(checkpoint: Checkpoint, facts: Mapping[str, Any], shapes: Shape
     if "i2v" in shapes.tasks:
         vision = checkpoint.json("image_encoder/config.json")
         image_tokens = (vision.get("image_size", 224) // vision.get("patch_size", 16)) ** 2
-    graphs, buckets = {}, []
-    for height, width in shapes.sizes:
-        for num_frames in shapes.num_frames:
-            for task in shapes.tasks:
-                suffix = "" if task == "t2v" else f".{task}"
-                file = f"transformer.{height}x{width}x{num_frames}{suffix}.onnx"
-                latent_shape = _latent_shape(facts, (num_frames, height, width))
-                tokens = image_tokens if task == "i2v" else None
-                graphs[file] = _transformer_graph(config, facts, latent_shape, tokens)
-                bucket = {"height": height, "width": width, "num_frames": num_frames, "task": task, "graph": file}
-                buckets.append(bucket)
+
+    def describe(task: str, clip: Clip) -> TorchGraph:
+        return _transformer_graph(config, facts, latent_shape(facts, clip), image_tokens if task == "i2v" else None)
+
+    graphs, buckets = transformer_buckets("transformer", shapes, describe)
     return Component(
         name="transformer",
         folder="transformer",
@@ -212,20 +180,13 @@ def _transformer_graph(
     return TorchGraph(make, inputs, ["model_output"])
 
 
-def _latent_shape(facts: Mapping[str, Any], clip: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Latent frames, rows and columns of a clip (num_frames, height, width)."""
-    num_frames, height, width = clip
-    stride = facts["spatial_stride"]
-    return (num_frames - 1) // facts["temporal_stride"] + 1, height // stride, width // stride
-
-
 def _vae_decoder(checkpoint: Checkpoint, facts: Mapping[str, Any], shapes: Shapes) -> Component:
     config = _vae_config(checkpoint)
     graphs: dict[str, TorchGraph] = {}
     buckets: list[dict[str, Any]] = []
     for height, width in shapes.sizes:
         for num_frames in shapes.num_frames:
-            frames, *size = _latent_shape(facts, (num_frames, height, width))
+            frames, *size = latent_shape(facts, (num_frames, height, width))
             caches = cache_shapes(config, frames, (size[0], size[1]))
             name = f"vae_decoder.{height}x{width}x{num_frames}"
             latents = like(1, config["latent_channels"], 1, *size)

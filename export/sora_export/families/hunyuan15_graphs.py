@@ -13,53 +13,14 @@ from typing import Any
 import torch
 import torch.onnx.ops
 from diffusers import HunyuanVideo15Transformer3DModel
-from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
 from sora_export.families.common import masked_scores, rms_norm, rotate_pairs
+from sora_export.families.hunyuan_graphs import Angles, BucketRotary
 
 _TEXT, _GLYPHS, _IMAGE = range(3)
 """Rows of `cond_type_embed`: what a token that is no latent stands for."""
-
-Angles = tuple[Tensor, Tensor]
-"""Cosines and sines, each [1, tokens, 1, channels / 2]."""
-
-
-class BucketRotary(nn.Module):
-    """HunyuanVideo15RotaryPosEmbed for one shape bucket.
-
-    Stored are the angles of each axis by itself, [frames], [rows], [columns]; the table of all tokens is put
-    together in the graph (RoFormer, arXiv:2104.09864, eq. 34).
-
-    Args:
-        config: The transformer's; `rope_axes_dim` splits the channels of a head among the three axes.
-        latent_shape: (frames, rows, columns) of the latents.
-    """
-
-    def __init__(self, config: Mapping[str, Any], latent_shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.steps = (config["patch_size_t"], config["patch_size"], config["patch_size"])
-        self.lengths = [size // step for size, step in zip(latent_shape, self.steps, strict=True)]
-        for axis, dim in enumerate(config["rope_axes_dim"]):
-            positions = torch.arange(self.lengths[axis], dtype=torch.float32)
-            tables = get_1d_rotary_pos_embed(dim, positions, config["rope_theta"], use_real=True)
-            for kind, table in zip(("cos", "sin"), tables, strict=True):
-                # Both channels of a pair carry the same angle.
-                self.register_buffer(f"{kind}_{axis}", table[:, ::2].clone(), persistent=False)
-
-    def forward(self) -> Angles:
-        """The angles of all latent tokens."""
-        return self._all_tokens("cos"), self._all_tokens("sin")
-
-    def _all_tokens(self, kind: str) -> Tensor:
-        parts = []
-        for axis in range(3):
-            view = [1, 1, 1, -1]
-            view[axis] = self.lengths[axis]
-            part: Tensor = getattr(self, f"{kind}_{axis}")
-            parts.append(part.view(view).expand(*self.lengths, -1))
-        return torch.cat(parts, dim=-1).flatten(0, 2)[None, :, None]
 
 
 class TransformerGraph(nn.Module):

@@ -18,17 +18,16 @@ from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
-from sora_export.families.common import masked_scores, rms_norm, rotate_pairs
+from sora_export.families.common import AxisRotary, masked_scores, rms_norm, rotate_pairs
 
 Angles = tuple[Tensor, Tensor]
 """Cosines and sines, each [1, tokens, 1, channels / 2]."""
 
 
-class BucketRotary(nn.Module):
+class BucketRotary(AxisRotary):
     """HunyuanVideoRotaryPosEmbed for one shape bucket, with angles of zero for the text behind the picture.
 
-    Stored are the angles of each axis by itself, [frames], [rows], [columns]; the table of all tokens is put
-    together in the graph (RoFormer, arXiv:2104.09864, eq. 34).
+    Version 1.5 turns the picture by the same angles (RoFormer, arXiv:2104.09864, eq. 34) and leaves out the text.
 
     Args:
         config: The transformer's; `rope_axes_dim` splits the channels of a head among the three axes.
@@ -36,10 +35,10 @@ class BucketRotary(nn.Module):
         text_tokens: How many tokens without a position follow.
     """
 
-    def __init__(self, config: Mapping[str, Any], latent_shape: tuple[int, int, int], text_tokens: int) -> None:
-        super().__init__()
-        patch = (config["patch_size_t"], config["patch_size"], config["patch_size"])
-        self.lengths = [size // step for size, step in zip(latent_shape, patch, strict=True)]
+    def __init__(self, config: Mapping[str, Any], latent_shape: tuple[int, int, int], text_tokens: int = 0) -> None:
+        steps = (config["patch_size_t"], config["patch_size"], config["patch_size"])
+        super().__init__([size // step for size, step in zip(latent_shape, steps, strict=True)])
+        self.steps = steps
         self.text_tokens = text_tokens
         for axis, dim in enumerate(config["rope_axes_dim"]):
             positions = torch.arange(self.lengths[axis], dtype=torch.float32)
@@ -50,18 +49,13 @@ class BucketRotary(nn.Module):
 
     def forward(self) -> Angles:
         """The angles of all tokens, the text's last."""
-        return self._all_tokens("cos"), self._all_tokens("sin")
+        return self._with_text("cos", 1.0), self._with_text("sin", 0.0)
 
-    def _all_tokens(self, kind: str) -> Tensor:
-        parts = []
-        for axis in range(3):
-            view = [1, 1, 1, -1]
-            view[axis] = self.lengths[axis]
-            part: Tensor = getattr(self, f"{kind}_{axis}")
-            parts.append(part.view(view).expand(*self.lengths, -1))
-        picture = torch.cat(parts, dim=-1).flatten(0, 2)
-        text = torch.full((self.text_tokens, picture.shape[1]), 1.0 if kind == "cos" else 0.0)
-        return torch.cat((picture, text))[None, :, None]
+    def _with_text(self, kind: str, of_text: float) -> Tensor:
+        table = self.all_tokens(kind)
+        if self.text_tokens:
+            table = torch.cat((table, torch.full((self.text_tokens, table.shape[1]), of_text)))
+        return table[None, :, None]
 
 
 class TransformerGraph(nn.Module):
@@ -110,9 +104,8 @@ class TransformerGraph(nn.Module):
         return torch.cat((hidden_states, condition), dim=1)
 
     def _unpatch(self, tokens: Tensor) -> Tensor:
-        steps = (self.model.config.patch_size_t, self.model.config.patch_size, self.model.config.patch_size)
-        x = tokens.reshape(1, *self.rotary.lengths, -1, *steps).permute(0, 4, 1, 5, 2, 6, 3, 7)
-        sizes = [length * step for length, step in zip(self.rotary.lengths, steps, strict=True)]
+        x = tokens.reshape(1, *self.rotary.lengths, -1, *self.rotary.steps).permute(0, 4, 1, 5, 2, 6, 3, 7)
+        sizes = [length * step for length, step in zip(self.rotary.lengths, self.rotary.steps, strict=True)]
         return x.reshape(1, -1, *sizes)
 
 

@@ -6,17 +6,24 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 from transformers import T5EncoderModel
 
 from sora_export.checkpoint import Checkpoint
 from sora_export.families import Component, Shapes
 from sora_export.families import ltx_parity as parity
-from sora_export.families.common import like, load_transformers, loader, with_defaults
+from sora_export.families.common import like, loader, with_defaults
+from sora_export.families.components import (
+    Clip,
+    frame_encoder,
+    latent_shape,
+    text_encoder,
+    token_inputs,
+    transformer_buckets,
+)
 from sora_export.families.ltx_graphs import BucketRotary, TextEncoderGraph, TransformerGraph
 from sora_export.families.ltx_vae import VaeFrameEncoderGraph, VaeTileGraph
-from sora_export.families.tiling import tile_record
+from sora_export.families.tiling import tiled_decoder
 from sora_export.onnx_from_torch import TorchGraph
 from sora_runtime.errors import BundleError
 
@@ -87,44 +94,22 @@ def components(checkpoint: Checkpoint, facts: Mapping[str, Any], shapes: Shapes)
 def _text_encoder(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Component:
     config = checkpoint.json("text_encoder/config.json")
     length = facts["max_sequence_length"]
-    inputs = {name: like(1, length, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
     outputs = {"encoder_hidden_states": [1, length, config["d_model"]], "encoder_attention_mask": [1, length]}
-    return Component(
-        name="text_encoder",
-        folder="text_encoder",
-        graphs={"text_encoder.onnx": TorchGraph(partial(TextEncoderGraph, config), inputs, list(outputs))},
-        entry={
-            "graph": "text_encoder.onnx",
-            "max_sequence_length": length,
-            "pad_token_id": config.get("pad_token_id", 0),
-            "padding_side": "right",
-            "overflow": "truncate",
-            "clean": False,
-            "template": "{}",
-            "prompt": "whole",
-            "inputs": list(inputs),
-            "outputs": outputs,
-        },
-        load_reference=partial(load_transformers, T5EncoderModel, checkpoint.root / "text_encoder"),
-        compare=partial(parity.compare_text_encoder, config["vocab_size"], length),
-        fingerprinted=True,
-        tokenizer_folder="tokenizer",
-    )
+    graph = TorchGraph(partial(TextEncoderGraph, config), token_inputs(length), list(outputs))
+    compare = partial(parity.compare_text_encoder, config["vocab_size"], length)
+    return text_encoder(checkpoint, "text_encoder", T5EncoderModel, graph, outputs, compare, overflow="truncate")
 
 
 def _transformer(checkpoint: Checkpoint, facts: Mapping[str, Any], shapes: Shapes) -> Component:
     config = _transformer_config(checkpoint)
-    graphs, buckets = {}, []
-    for task in shapes.tasks:
-        for height, width in shapes.sizes:
-            for num_frames in shapes.num_frames:
-                latents = _latent_shape(facts, (num_frames, height, width))
-                if task == "i2v" and latents[0] == 1:
-                    continue  # the picture is the whole clip
-                file = f"transformer.{height}x{width}x{num_frames}{'' if task == 't2v' else '.i2v'}.onnx"
-                graphs[file] = _transformer_graph(config, facts, latents, image=task == "i2v")
-                bucket = {"height": height, "width": width, "num_frames": num_frames, "task": task, "graph": file}
-                buckets.append(bucket)
+
+    def describe(task: str, clip: Clip) -> TorchGraph | None:
+        latents = latent_shape(facts, clip)
+        if task == "i2v" and latents[0] == 1:
+            return None  # the picture is the whole clip
+        return _transformer_graph(config, facts, latents, image=task == "i2v")
+
+    graphs, buckets = transformer_buckets("transformer", shapes, describe)
     return Component(
         name="transformer",
         folder="transformer",
@@ -157,52 +142,23 @@ def _rope_scale(facts: Mapping[str, Any]) -> tuple[float, float, float]:
 
 
 def _vae_decoder(checkpoint: Checkpoint, facts: Mapping[str, Any], shapes: Shapes) -> Component:
-    config = _vae_config(checkpoint)
-    temporal, spatial = facts["temporal_stride"], facts["spatial_stride"]
-    largest = (1 + _TILE[0] // temporal, _TILE[1] // spatial, _TILE[2] // spatial)
-    overlap = (_OVERLAP[0] // temporal, _OVERLAP[1] // spatial, _OVERLAP[2] // spatial)
-    graphs, buckets = {}, []
-    for height, width in shapes.sizes:
-        for num_frames in shapes.num_frames:
-            tile = tile_record(_latent_shape(facts, (num_frames, height, width)), largest, overlap)
-            t, h, w = tile["latent"]
-            # Clips that are cut alike share a graph.
-            file = f"vae_decoder.{h * spatial}x{w * spatial}x{1 + (t - 1) * temporal}.onnx"
-            inputs = {"latents": like(1, config["latent_channels"], t, h, w)}
-            graphs[file] = TorchGraph(partial(VaeTileGraph, config), inputs, ["frames"])
-            bucket = {"height": height, "width": width, "num_frames": num_frames, "graph": file, "tile": tile}
-            buckets.append(bucket)
-    return Component(
-        name="vae_decoder",
-        folder="vae",
-        graphs=graphs,
-        entry={"kind": "tiled", "buckets": buckets},
-        load_reference=loader(checkpoint, AutoencoderKLLTXVideo, "vae"),
-        compare=partial(parity.compare_decoder, graphs),
+    return tiled_decoder(
+        checkpoint,
+        AutoencoderKLLTXVideo,
+        _vae_config(checkpoint),
+        VaeTileGraph,
+        tiles=(_TILE, _OVERLAP),
+        facts=facts,
+        shapes=shapes,
+        compare=parity.compare_decoder,
     )
 
 
 def _vae_encoder(checkpoint: Checkpoint, shapes: Shapes) -> Component:
     config = _vae_config(checkpoint)
-    graphs, buckets = {}, []
-    for height, width in shapes.sizes:
-        file = f"vae_encoder.{height}x{width}.onnx"
-        inputs = {"frames": like(1, config["in_channels"], 1, height, width)}
-        graphs[file] = TorchGraph(partial(VaeFrameEncoderGraph, config), inputs, ["latents"])
-        buckets.append({"height": height, "width": width, "num_frames": None, "first": file, "next": None})
-    return Component(
-        name="vae_encoder",
-        folder="vae",
-        graphs=graphs,
-        entry={"kind": "chunked", "buckets": buckets},
-        load_reference=loader(checkpoint, AutoencoderKLLTXVideo, "vae"),
-        compare=partial(parity.compare_encoder, graphs),
+    return frame_encoder(
+        checkpoint, AutoencoderKLLTXVideo, config, VaeFrameEncoderGraph, shapes, parity.compare_encoder
     )
-
-
-def _latent_shape(facts: Mapping[str, Any], clip: tuple[int, int, int]) -> tuple[int, int, int]:
-    frames = (clip[0] - 1) // facts["temporal_stride"] + 1
-    return frames, clip[1] // facts["spatial_stride"], clip[2] // facts["spatial_stride"]
 
 
 def _vae_config(checkpoint: Checkpoint) -> dict[str, Any]:

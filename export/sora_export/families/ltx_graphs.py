@@ -13,12 +13,12 @@ from diffusers.models.transformers.transformer_ltx import LTXVideoRotaryPosEmbed
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from sora_export.families.common import MASKED_SCORE, T5Graph, rotate_pairs
+from sora_export.families.common import MASKED_SCORE, AxisRotary, T5Graph, rotate_pairs
 
 _AXES = 3
 
 
-class BucketRotary(nn.Module):
+class BucketRotary(AxisRotary):
     """LTXVideoRotaryPosEmbed for one shape bucket: the angles of frames, rows and columns by themselves.
 
     LTX turns the pairs of channels of all heads together (RoFormer, arXiv:2104.09864, eq. 34): after
@@ -33,9 +33,8 @@ class BucketRotary(nn.Module):
         latent_shape: tuple[int, int, int],
         scale: tuple[float, float, float],
     ) -> None:
-        super().__init__()
+        super().__init__(latent_shape)
         dim = config["num_attention_heads"] * config["attention_head_dim"]
-        self.lengths = latent_shape
         self.identity = dim % (2 * _AXES) // 2
         full = LTXVideoRotaryPosEmbed(dim)
         for axis, length in enumerate(latent_shape):
@@ -48,16 +47,10 @@ class BucketRotary(nn.Module):
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Cosines and sines of all tokens, each [tokens, pairs]."""
-        return self._all_tokens("cos", 1.0), self._all_tokens("sin", 0.0)
+        return self._in_order("cos", 1.0), self._in_order("sin", 0.0)
 
-    def _all_tokens(self, kind: str, unturned: float) -> Tensor:
-        parts = []
-        for axis in range(_AXES):
-            view = [1, 1, 1, -1]
-            view[axis] = self.lengths[axis]
-            part: Tensor = getattr(self, f"{kind}_{axis}")
-            parts.append(part.view(view).expand(*self.lengths, -1))
-        turned = torch.stack(parts, dim=-1).flatten(3).flatten(0, 2)
+    def _in_order(self, kind: str, unturned: float) -> Tensor:
+        turned = torch.stack(self.by_axis(kind), dim=-1).flatten(3).flatten(0, 2)
         if not self.identity:
             return turned
         return nn.functional.pad(turned, (self.identity, 0), value=unturned)

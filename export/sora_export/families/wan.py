@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 from transformers import CLIPVisionModel, UMT5EncoderModel
@@ -16,6 +15,7 @@ from sora_export.external_data import read_weights
 from sora_export.families import Component, Shapes
 from sora_export.families import wan_parity as parity
 from sora_export.families.common import T5Graph, like, load_transformers, loader, statistics
+from sora_export.families.components import Clip, text_encoder, token_inputs, transformer_buckets
 from sora_export.families.wan_facts import (
     TEXT_LENGTH,
     read_facts,
@@ -57,30 +57,12 @@ def components(checkpoint: Checkpoint, facts: Mapping[str, Any], shapes: Shapes)
 def _text_encoder(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> Component:
     config = checkpoint.json("text_encoder/config.json")
     length = facts["max_sequence_length"]
-    inputs = {name: like(1, length, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
     # The states of padding are zero, as WanPipeline passes them on.
     make = partial(T5Graph, UMT5EncoderModel, config, zero_padding=True)
-    return Component(
-        name="text_encoder",
-        folder="text_encoder",
-        graphs={"text_encoder.onnx": TorchGraph(make, inputs, ["encoder_hidden_states"])},
-        entry={
-            "graph": "text_encoder.onnx",
-            "max_sequence_length": length,
-            "pad_token_id": config.get("pad_token_id", 0),
-            "padding_side": "right",
-            "overflow": "refuse",
-            "clean": True,
-            "template": "{}",
-            "prompt": "whole",
-            "inputs": list(inputs),
-            "outputs": {"encoder_hidden_states": [1, length, config["d_model"]]},
-        },
-        load_reference=partial(load_transformers, UMT5EncoderModel, checkpoint.root / "text_encoder"),
-        compare=partial(parity.compare_text_encoder, config["vocab_size"], length),
-        fingerprinted=True,
-        tokenizer_folder="tokenizer",
-    )
+    outputs = {"encoder_hidden_states": [1, length, config["d_model"]]}
+    graph = TorchGraph(make, token_inputs(length), list(outputs))
+    compare = partial(parity.compare_text_encoder, config["vocab_size"], length)
+    return text_encoder(checkpoint, "text_encoder", UMT5EncoderModel, graph, outputs, compare, clean=True)
 
 
 def _image_encoder(checkpoint: Checkpoint) -> Component:
@@ -105,20 +87,16 @@ def _image_encoder(checkpoint: Checkpoint) -> Component:
 def _transformer(checkpoint: Checkpoint, folder: str, facts: Mapping[str, Any], shapes: Shapes) -> Component:
     config = transformer_config(checkpoint, folder)
     image_shape = _image_embeds_shape(checkpoint, config)
-    graphs, buckets = {}, []
-    for task in shapes.tasks:
-        for height, width in shapes.sizes:
-            for num_frames in shapes.num_frames:
-                file = f"{folder}.{height}x{width}x{num_frames}{'' if task == 't2v' else '.i2v'}.onnx"
-                latent_shape = _latent_shape(config, facts, (num_frames, height, width))
-                if task == "i2v" and facts["image"]["policy"] == "first_frame" and latent_shape[0] == 1:
-                    continue  # the clip is the picture
-                if task == "t2v":
-                    graphs[file] = _text_graph(config, facts, latent_shape)
-                else:
-                    graphs[file] = _image_graph(config, facts, latent_shape, image_shape)
-                size = {"height": height, "width": width, "num_frames": num_frames}
-                buckets.append({**size, "task": task, "graph": file})
+
+    def describe(task: str, clip: Clip) -> TorchGraph | None:
+        shape = _latent_shape(config, facts, clip)
+        if task == "t2v":
+            return _text_graph(config, facts, shape)
+        if facts["image"]["policy"] == "first_frame" and shape[0] == 1:
+            return None  # the clip is the picture
+        return _image_graph(config, facts, shape, image_shape)
+
+    graphs, buckets = transformer_buckets(folder, shapes, describe)
     if not buckets:
         raise InvalidRequest("num_frames = 1 leaves nothing to make of a picture; use 5 or more")
     return Component(

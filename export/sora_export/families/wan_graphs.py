@@ -14,22 +14,19 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from sora_export.families.common import BIASED_ATTENTION, rotate_pairs
+from sora_export.families.common import BIASED_ATTENTION, AxisRotary, rotate_pairs
 
 
-class BucketRotary(nn.Module):
+class BucketRotary(AxisRotary):
     """WanRotaryPosEmbed for one shape bucket: cosines and sines, each [1, tokens, 1, pairs].
 
     Wan turns each pair of channels by an angle that belongs to the frame, the row or the column of
-    a token (RoFormer, arXiv:2104.09864, eq. 34). Stored are the angles of each axis by itself,
-    [frames], [rows], [columns]; the table of all tokens, which at 480p is 33 MB, is put together in
-    the graph.
+    a token (RoFormer, arXiv:2104.09864, eq. 34).
     """
 
     def __init__(self, config: Mapping[str, Any], latent_shape: tuple[int, int, int]) -> None:
-        super().__init__()
+        super().__init__([size // patch for size, patch in zip(latent_shape, config["patch_size"], strict=True)])
         full = WanRotaryPosEmbed(config["attention_head_dim"], config["patch_size"], config["rope_max_seq_len"])
-        self.lengths = [size // patch for size, patch in zip(latent_shape, config["patch_size"], strict=True)]
         dims = [full.t_dim, full.h_dim, full.w_dim]
         # Both channels of a pair carry the same angle; diffusers reads cosines at the even and
         # sines at the odd ones.
@@ -40,16 +37,7 @@ class BucketRotary(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """Ignores its argument: the shape is that of the bucket."""
-        return self._all_tokens("cos"), self._all_tokens("sin")
-
-    def _all_tokens(self, kind: str) -> Tensor:
-        parts = []
-        for axis in range(3):
-            view = [1, 1, 1, -1]
-            view[axis] = self.lengths[axis]
-            part: Tensor = getattr(self, f"{kind}_{axis}")
-            parts.append(part.view(view).expand(*self.lengths, -1))
-        return torch.cat(parts, dim=-1).flatten(0, 2)[None, :, None]
+        return self.all_tokens("cos")[None, :, None], self.all_tokens("sin")[None, :, None]
 
 
 class _PairwiseAttention:
