@@ -17,7 +17,7 @@ from sora_export.engine_from_onnx import EngineOptions
 from sora_export.engines_of_bundle import build_engines
 from sora_export.families import family_of
 from sora_export.hub import local_checkpoint
-from sora_export.precision import EngineName, Precision
+from sora_export.precision import EngineName, Precision, choose
 from sora_export.staging import is_abandoned
 from sora_export.trajectories import Prompt
 from sora_runtime.engines.store import EngineStore
@@ -112,6 +112,10 @@ def needs_calibration(precision: Precision, engine: EngineName) -> bool:
 
 
 def _check(request: BuildRequest) -> None:
+    """Refuses what would only fail after an hour of exporting and calibrating."""
+    options = request.engine_options
+    for target in (options.compute_capabilities if options is not None else ()) or (None,):
+        choose(request.precision, engine=request.engine, part="transformer", compute_capability=target)
     if needs_calibration(request.precision, request.engine) and request.calibration is None:
         raise InvalidRequest(
             f"precision {request.precision} for {request.engine} takes its scales from real clips; "

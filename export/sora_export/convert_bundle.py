@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from sora_export.calibration import CalibrationResult, calibrate
 from sora_export.checkpoint import Checkpoint
@@ -73,13 +75,14 @@ def calibrate_bundle(
     """
     recorded = record_trajectories(bundle, prompts, num_inference_steps=num_inference_steps, progress=progress)
     manifest = json.loads((bundle / "bundle.json").read_bytes())
-    decoder = _decoder(manifest)
-    for latents in recorded.latents if decoder is not None else ():
-        assert decoder is not None
-        following = bundle / decoder["next"] if decoder.get("next") else None
-        for path, inputs in decoder_feeds(bundle / decoder["first"], following, latents):
-            recorded.add(path.name, inputs)
     statistics: dict[str, Statistics] = {}
+    decoder = _decoder(manifest) if sensitive_to is None else None  # TensorRT's convolutions stay in half precision
+    for graph in (decoder["first"], decoder.get("next")) if decoder is not None else ():
+        if graph is not None:
+            progress(f"measuring the activations of {graph}")
+            found = calibrate(bundle / graph, _decoded(bundle, decoder, graph, recorded.latents))
+            known = statistics.get("vae_decoder")
+            statistics["vae_decoder"] = found if known is None else known.merged(found)
     for component, graph in graphs_of(manifest["components"]):
         feeds = recorded.feeds.get(graph)
         if feeds is None:
@@ -92,6 +95,18 @@ def calibrate_bundle(
             found = keep_sensitive(bundle / graph, some, found, sensitive_to, "transformer")
         statistics[component] = statistics[component].merged(found) if component in statistics else found
     return statistics
+
+
+def _decoded(
+    bundle: Path, decoder: Mapping[str, Any] | None, graph: str, clips: Sequence[NDArray[np.float32]]
+) -> Iterator[Mapping[str, NDArray[Any]]]:
+    """What a decoder's graph is given, one chunk after the other: its caches at 480p are gigabytes, never kept."""
+    assert decoder is not None
+    following = bundle / decoder["next"] if decoder.get("next") else None
+    for latents in clips:
+        for path, inputs in decoder_feeds(bundle / decoder["first"], following, latents):
+            if path.name == graph:
+                yield inputs
 
 
 def _decoder(manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -107,6 +107,27 @@ def test_scales_are_not_guessed(plain: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize(
+    ("precision", "engine", "targets", "message"),
+    [
+        (Precision.FP32, "tensorrt_rtx", ("8.9",), "fp32 is not to be had with tensorrt_rtx"),
+        (Precision.BF16, "onnxruntime", (), "bf16 is not to be had with onnxruntime"),
+        (Precision.FP8, "tensorrt_rtx", ("8.9", "8.0"), "fp8 is not to be had on compute capability 8.0"),
+    ],
+)
+def test_a_format_that_cannot_be_had_is_refused_before_anything_is_read(
+    tmp_path: Path, precision: Precision, engine: Any, targets: tuple[str, ...], message: str
+) -> None:
+    options = EngineOptions(engine, targets) if targets else None
+    request = BuildRequest(
+        "absent", tmp_path / "b", **SHAPE, precision=precision, engine=engine, calibration=CALIBRATION,
+        engine_options=options,
+    )  # fmt: skip
+    for action in (build, plan):
+        with pytest.raises(InvalidRequest, match=message):
+            action(request)
+
+
 def test_what_no_prompt_evaluated_stays_in_half_precision(tmp_path: Path) -> None:
     """The glyph encoder of HunyuanVideo 1.5 runs for quoted words only."""
     checkpoint = save_tiny_hunyuan15(tmp_path / "checkpoint", task="t2v")
