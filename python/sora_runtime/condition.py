@@ -1,6 +1,7 @@
 """What an image-to-video transformer is shown of the picture: VAE latents, mask and the vision encoder's words."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +97,8 @@ class ImageConditioner:
         self._vae_encoder = vae_encoder
         self._image_encoder = image_encoder
         self._image_seconds = 0.0
+        self.observe: Callable[[Arrays], None] | None = None
+        """Called with the vision encoder's inputs before it runs."""
 
     @property
     def seconds(self) -> float:
@@ -130,6 +133,8 @@ class ImageConditioner:
     def _embed(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
         engine = self._image_encoder
         assert engine is not None
+        if self.observe is not None:
+            self.observe({"pixel_values": pixel_values})
         embeds = engine.outputs["image_embeds"].empty()
         binding = engine.bind({"pixel_values": pixel_values, "image_embeds": embeds})
         start = time.perf_counter()

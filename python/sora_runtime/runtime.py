@@ -12,10 +12,10 @@ noise -> denoiser and fused step, once a row -> latents -> decoder, chunk by chu
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ from .text import DEFAULT_CACHE_BYTES, TextUse
 from .turns import Turns, stop_if_cancelled
 
 OnProgress = Callable[[str, int, int], None]
+Observer = Callable[[str, Mapping[str, NDArray[Any]]], None]
 OnFrames = Callable[[NDArray[np.uint8]], None]
 
 
@@ -70,6 +71,7 @@ class Runtime:
         self._programs = Programs(bundle)
         self._stages: dict[TransformerBucket, Stages] = {}
         self._turns = Turns()
+        self._observer: Observer | None = None
         self._closed = False
         self.load_seconds = 0.0
 
@@ -168,6 +170,17 @@ class Runtime:
             vae_engine_seconds=vae_engine_seconds,
         )
         return Clip(frames, resolved.fps, denoised.latents, write_receipt(record))
+
+    def observe(self, observer: Observer) -> None:
+        """Hand `observer` the graph file and the inputs of every evaluation from now on, to calibrate with.
+
+        It must copy what it keeps: transformers read the same buffers again. VAEs are not observed.
+        """
+        self._observer = observer
+        for encoder in self.text_encoders.encoders.values():
+            encoder.observe = observer
+        for stages in self._stages.values():
+            stages.observe(observer)
 
     def program(self, request: ResolvedRequest) -> SamplerProgram:
         """The sampler program that serves a request."""
@@ -294,7 +307,8 @@ class Runtime:
 
     def _stages_of(self, request: ResolvedRequest) -> Stages:
         if request.bucket not in self._stages:
-            self._stages[request.bucket] = Stages.load(
-                self.bundle, request.bucket, request.geometry, num_threads=self.num_threads
-            )
+            stages = Stages.load(self.bundle, request.bucket, request.geometry, num_threads=self.num_threads)
+            if self._observer is not None:
+                stages.observe(self._observer)
+            self._stages[request.bucket] = stages
         return self._stages[request.bucket]

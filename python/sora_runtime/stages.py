@@ -1,6 +1,10 @@
 """The engines of one shape bucket: its denoisers, its decoder and what encodes a picture for it."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
 
 from .bundle import Bundle
 from .condition import ChunkEncoder, ImageConditioner
@@ -37,7 +41,7 @@ class Stages:
     decoder: Decoder
     conditioner: ImageConditioner | None
     graphs: list[str]  # of the bundle, for the receipt; the transformers' come first
-    transformers: int
+    image_encoder: str | None  # its graph, where pictures are also seen by a vision encoder
 
     @classmethod
     def load(cls, bundle: Bundle, bucket: TransformerBucket, geometry: Geometry, *, num_threads: int) -> "Stages":
@@ -49,7 +53,6 @@ class Stages:
         """
         opener = _Opener(bundle, bucket, num_threads, [])
         denoiser = opener.denoiser()
-        transformers = len(opener.graphs)
         if denoiser.latent_shape != geometry.latent_shape:
             raise BundleError(
                 f"'{bucket.graph}' takes latents {list(denoiser.latent_shape)} and the facts of bundle.json say "
@@ -57,12 +60,20 @@ class Stages:
             )
         decoder = opener.decoder()
         conditioner = opener.conditioner() if bucket.task == "i2v" else None
-        return cls(denoiser, decoder, conditioner, opener.graphs, transformers)
+        image = bundle.manifest.components.image_encoder
+        return cls(denoiser, decoder, conditioner, opener.graphs, image.graph if conditioner and image else None)
 
     @property
     def vae_seconds(self) -> float:
         """Inside the engines of decoder and picture encoders, over all clips."""
         return self.decoder.seconds + (0.0 if self.conditioner is None else self.conditioner.seconds)
+
+    def observe(self, observer: Callable[[str, Mapping[str, NDArray[Any]]], None]) -> None:
+        """Hand `observer` the graph file and the inputs of every evaluation but the VAE's."""
+        self.denoiser.observe = lambda engine, inputs: observer(self.graphs[engine], inputs)
+        if self.conditioner is not None and self.image_encoder is not None:
+            graph = self.image_encoder
+            self.conditioner.observe = lambda inputs: observer(graph, inputs)
 
     def close(self) -> None:
         """Give back the engines."""

@@ -152,6 +152,8 @@ class TextEncoder:
         self._cache = cache
         self._store = store
         self._engine: Engine | None = None
+        self.observe: Callable[[str, Mapping[str, Array]], None] | None = None
+        """Called with the graph's name and its inputs before it runs."""
         self._lock = threading.Lock()
 
     @property
@@ -224,6 +226,8 @@ class TextEncoder:
             inputs: dict[str, Array] = {name: given[name] for name in engine.inputs if name in given}
             if pixel_values is not None:
                 inputs["pixel_values"] = pixel_values
+            if self.observe is not None:
+                self.observe(self.record.graph, inputs)
             outputs = {name: spec.empty() for name, spec in engine.outputs.items()}
             binding = engine.bind({**inputs, **outputs})
         start = time.perf_counter()

@@ -157,7 +157,7 @@ def test_trajectories_hold_every_evaluation(plain_bundle: Path) -> None:
     assert timesteps == sorted(timesteps, reverse=True) and len(set(timesteps)) == 3
     assert not np.array_equal(steps[0]["hidden_states"], steps[2]["hidden_states"])
     assert not np.array_equal(steps[0]["encoder_hidden_states"], steps[1]["encoder_hidden_states"])
-    assert len(recorded.feeds["text_encoder.onnx"]) == 2 * 2
+    assert len(recorded.feeds["text_encoder.onnx"]) == 2 + 1  # the negative prompt is encoded once
     assert [latents.shape for latents in recorded.latents] == [(1, 4, 3, 8, 12)] * 2
 
 
