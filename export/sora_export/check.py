@@ -22,6 +22,7 @@ from sora_export.parity import against
 from sora_export.precision import Precision
 from sora_export.staging import Staging
 from sora_runtime.bundle import Bundle
+from sora_runtime.errors import OutputError
 from sora_runtime.runtime import Runtime
 
 Progress = Callable[[str], None]
@@ -127,7 +128,11 @@ def check_bundle(
     """
     manifest = json.loads((Bundle.load(folder, verify="always").root / "bundle.json").read_bytes())
     precision = manifest["precision"]
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.check-", dir=folder.absolute().parent) as temporary:
+    try:  # beside the bundle, so that its weights can be linked
+        workplace = tempfile.TemporaryDirectory(prefix=f".{folder.name}.check-", dir=folder.absolute().parent)
+    except OSError as error:
+        raise OutputError(f"cannot write beside {folder} ({error.strerror}); check a copy of the bundle") from error
+    with workplace as temporary:
         subject = folder if manifest.get("engine", "onnxruntime") == "onnxruntime" else Path(temporary) / "emulated"
         if subject is not folder:
             emulate_bundle(folder, subject)

@@ -21,7 +21,7 @@ from sora_export.precision import Precision
 from sora_export.trajectories import Prompt, read_prompts, record_trajectories
 from sora_runtime import Runtime
 from sora_runtime.engines.store import EngineStore
-from sora_runtime.errors import BundleError, EngineError, InvalidRequest
+from sora_runtime.errors import BundleError, EngineError, InvalidRequest, OutputError
 
 SHAPE: dict[str, Any] = {"sizes": [(32, 48)], "num_frames": [9]}
 CALIBRATION = Calibration([Prompt("a red circle moves left")], 2)
@@ -98,6 +98,15 @@ def test_a_half_bundle_is_held_to_torchs_own_error(plain: Path, tmp_path: Path) 
         assert part.budget is not None and 1e-4 < part.value <= part.budget < 0.1, name
     (clip,) = result.frames.values()
     assert clip["psnr"].budget is None and clip["psnr"].value > 30
+
+
+def test_a_check_that_has_no_room_is_one_sentence(plain_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(check.tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(OutputError, match=r"cannot write beside .* \(Permission denied\); check a copy of the bundle"):
+        check_bundle(plain_bundle)
 
 
 def test_scales_are_not_guessed(plain: Path, tmp_path: Path) -> None:
