@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ._core import CancelToken, EmbeddingCache
     from .bundle import Bundle
     from .clip import Clip
+    from .cost.estimate import estimate
     from .errors import (
         BundleError,
         Cancelled,
@@ -36,6 +37,7 @@ _MODULE_OF = {
     "SoraError": ".errors",
     "Receipt": ".receipt",
     "RequestFields": ".request",
+    "estimate": ".cost.estimate",
     "Clip": ".clip",
     "Runtime": ".runtime",
 }
@@ -55,6 +57,7 @@ __all__ = [
     "Runtime",
     "SoraError",
     "__version__",
+    "estimate",
 ]
 
 

@@ -1,12 +1,15 @@
 """The receipt of a clip: what ran, on what, how long each stage took, and what it cost.
 
-Schema version 1. Every number was measured in the run it describes; what was not measured is null, and
-`reasons` says why under the field's dotted name. Times are seconds of wall clock, money is USD.
+Schema version 2. Every number was measured in the run it describes, or the receipt says `estimated: true` and holds
+a `forecast` with the error band; what is neither is null, and `reasons` says why under the field's dotted name.
+Times are seconds of wall clock, money is USD.
 """
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-SCHEMA_VERSION = 1
+from .forecast import Forecast, Predicted
+
+SCHEMA_VERSION = 2
 NOT_SAVED = "the clip was not written to a file"
 
 
@@ -19,42 +22,44 @@ class ModelRecord(_Record):
 
     name: str
     family: str
-    bundle_sha256: str  # of bundle.json, which lists the sha256 of every other file
+    bundle_sha256: str | None  # of bundle.json, which lists the sha256 of every other file
 
 
 class EngineRecord(_Record):
     """Which library ran the networks, and how."""
 
     name: str
-    version: str
+    version: str | None
     precision: str
-    num_threads: int
+    num_threads: int | None
+    attention: str | None = None  # the kernel, where it is known
 
 
 class MachineRecord(_Record):
     """Where it ran."""
 
-    cpu: str
-    cores: int
+    cpu: str | None
+    cores: int | None
     memory_bytes: int | None
-    os: str
+    os: str | None
     gpu: str | None = None
+    gpu_count: int | None = None
 
 
 class RequestRecord(_Record):
     """The request with every default filled in: enough to make the same clip again."""
 
     task: str  # t2v or i2v
-    prompt: str
-    negative_prompt: str
+    prompt: str | None
+    negative_prompt: str | None
     seed: int | None  # null when latents were passed in and no step draws noise
     rng: str | None
-    solver: str
-    schedule: str
+    solver: str | None
+    schedule: str | None
     num_inference_steps: int
-    guidance_scale: float
+    guidance_scale: float | None
     guidance_scale_2: float | None  # of the second transformer, where a model has one
-    guidance_rescale: float
+    guidance_rescale: float | None
     height: int
     width: int
     num_frames: int
@@ -89,8 +94,8 @@ class Seconds(_Record):
     """
 
     load: float | None  # of the bundle and its engines, once per runtime
-    queued: float  # waiting for other threads' clips on the same runtime
-    tokenize: float
+    queued: float | None  # waiting for other threads' clips on the same runtime
+    tokenize: float | None
     text_encode: float
     image_encode: float | None  # of the picture that an image-to-video clip begins with
     denoise: float
@@ -113,7 +118,7 @@ class Cost(_Record):
 class Hashes(_Record):
     """sha256 of what ran: files, and the bytes of arrays."""
 
-    sampler_program: str
+    sampler_program: str | None
     graphs: dict[str, str]
     weights: dict[str, str]  # the files that those graphs' initialisers point into
     prompt_embeds: dict[str, str]  # by name of the text
@@ -132,13 +137,16 @@ class Receipt(_Record):
     request: RequestRecord
     tokens: Tokens
     evaluations: Evaluations
-    embedding_cache: CacheRecord
+    embedding_cache: CacheRecord | None
     seconds: Seconds
     engine_seconds: float  # inside networks alone; on a GPU machine these are its GPU-seconds
-    peak_host_memory_bytes: int  # of the process over its life so far, not of this clip alone
+    peak_host_memory_bytes: int | None  # of the process over its life so far, not of this clip alone
     video_seconds: float
     cost: Cost
-    hashes: Hashes
+    hashes: Hashes | None
+    estimated: bool = False
+    forecast: Forecast | None = None  # of an estimate
+    predicted: Predicted | None = None  # of a measured clip, where a machine profile was at hand
     reasons: dict[str, str] = Field(default_factory=dict)
 
     # What the last file took beyond the time inside `generate`; replaced, not added, by the next one.
@@ -168,43 +176,61 @@ class Receipt(_Record):
         return "\n".join(f"{name:<18}{value}" for name, value in self.lines())
 
     def lines(self) -> list[tuple[str, str]]:
-        """The receipt as (label, text) pairs, each fitting 80 columns."""
-        r, s, c = self.request, self.seconds, self.cost
-        encode = "not written" if s.encode_mp4 is None else f"{s.encode_mp4:.2f} s"
-        load = "" if s.load is None else f" (load {s.load:.2f} s before)"
-        price = "default price" if c.price_is_default else "your price"
-        steps = f"{r.num_inference_steps} steps {r.solver}, guidance {r.guidance_scale:g}"
-        image = [] if s.image_encode is None else [("image_encode", f"{s.image_encode * 1e3:.1f} ms")]
+        """The receipt as (label, text) pairs, each fitting 80 columns; what is null is left out."""
+        found = [*self._identity_lines(), *self._stage_lines(), *self._cost_lines()]
+        return [(label, text) for label, text in found if text]
+
+    def _identity_lines(self) -> list[tuple[str, str]]:
+        r, machine = self.request, self.machine
+        guidance = "" if r.guidance_scale is None else f", guidance {r.guidance_scale:g}"
+        seed = "" if self.estimated else f", seed {r.seed if r.seed is not None else 'none'}"
+        bundle = "" if self.model.bundle_sha256 is None else f", {self.model.bundle_sha256[:12]}"
+        engine = " ".join(word for word in (self.engine.name, self.engine.version) if word)
+        threads = "" if self.engine.num_threads is None else f", {self.engine.num_threads} threads"
+        host = "" if machine.cpu is None else f"{machine.cpu}, {machine.cores} cores"
         return [
-            (
-                "model",
-                f"{self.model.name} {self.engine.precision}, {self.model.bundle_sha256[:12]}",
-            ),
-            (
-                "engine",
-                f"{self.engine.name} {self.engine.version}, {self.engine.num_threads} threads",
-            ),
-            ("machine", f"{self.machine.cpu}, {self.machine.cores} cores"),
+            ("estimated", "yes: nothing ran" if self.estimated else ""),
+            ("model", f"{self.model.name} {self.engine.precision}{bundle}"),
+            ("engine", f"{engine}{threads}"),
+            ("machine", f"{machine.gpu_count} x {machine.gpu}" if machine.gpu else host),
             ("clip", f"{r.width}x{r.height}, {r.num_frames} frames, {self.video_seconds:.2f} s"),
-            ("sampler", f"{steps}, seed {r.seed if r.seed is not None else 'none'}"),
-            (
-                "tokens",
-                f"{self.tokens.latent_tokens:,} latent, {self.tokens.tokens_processed:,} processed",
-            ),
+            ("sampler", f"{r.num_inference_steps} steps{f' {r.solver}' if r.solver else ''}{guidance}{seed}"),
+            ("tokens", f"{self.tokens.latent_tokens:,} latent, {self.tokens.tokens_processed:,} processed"),
             ("evaluations", f"{self.evaluations.made} made, {self.evaluations.skipped} skipped"),
-            (
-                "embedding cache",
-                f"{self.embedding_cache.hits} hits, {self.embedding_cache.misses} misses",
-            ),
-            ("tokenize", f"{s.tokenize * 1e3:.1f} ms"),
+        ]
+
+    def _stage_lines(self) -> list[tuple[str, str]]:
+        s, cache = self.seconds, self.embedding_cache
+        encode = "not written" if s.encode_mp4 is None else f"{s.encode_mp4:.2f} s"
+        load = "" if s.load is None or self.estimated else f" (load {s.load:.2f} s before)"
+        return [
+            ("embedding cache", "" if cache is None else f"{cache.hits} hits, {cache.misses} misses"),
+            ("tokenize", "" if s.tokenize is None else f"{s.tokenize * 1e3:.1f} ms"),
             ("text_encode", f"{s.text_encode * 1e3:.1f} ms"),
-            *image,
+            ("image_encode", "" if s.image_encode is None else f"{s.image_encode * 1e3:.1f} ms"),
             ("denoise", f"{s.denoise:.2f} s, {s.denoise / max(len(s.per_step), 1):.3f} s a step"),
             ("vae_decode", f"{s.vae_decode:.2f} s"),
-            ("encode_mp4", encode),
+            ("encode_mp4", "" if self.estimated else encode),
             ("total", f"{s.total:.2f} s{load}"),
+            ("predicted", self._predicted_line()),
             ("engine-seconds", f"{self.engine_seconds:.2f}"),
-            ("peak memory", f"{self.peak_host_memory_bytes / 2**20:,.0f} MiB"),
+        ]
+
+    def _predicted_line(self) -> str:
+        if self.forecast is not None:
+            band = self.forecast.seconds
+            return f"{band.p10:.4g} to {band.p90:.4g} s with 80% probability"
+        if self.predicted is not None:
+            band = self.predicted.seconds
+            missed = self.seconds.total / band.p50 - 1
+            return f"{band.p50:.2f} s ({band.p10:.2f} to {band.p90:.2f}), measured {missed:+.0%}"
+        return ""
+
+    def _cost_lines(self) -> list[tuple[str, str]]:
+        c, memory = self.cost, self.peak_host_memory_bytes
+        price = "default price" if c.price_is_default else "your price"
+        return [
+            ("peak memory", "" if memory is None else f"{memory / 2**20:,.0f} MiB"),
             ("price", f"{c.usd_per_hour:.4f} USD an hour ({price})"),
             ("cost per clip", f"{c.usd_per_clip:.8f} USD"),
             ("cost per second", f"{c.usd_per_generated_second:.8f} USD of generated video"),

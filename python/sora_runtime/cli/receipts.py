@@ -41,7 +41,7 @@ def repeat_tables(receipts: Sequence[Receipt], files: Sequence[Path]) -> list[Re
         (
             file.name,
             str(receipt.request.seed),
-            f"{receipt.embedding_cache.hits}/{receipt.embedding_cache.misses}",
+            _cache(receipt, "{}/{}"),
             f"{receipt.seconds.text_encode:.3f}",
             f"{receipt.seconds.denoise:.3f}",
             f"{receipt.seconds.vae_decode:.3f}",
@@ -72,8 +72,9 @@ def _seed(receipt: Receipt) -> str:
 
 def _identity(receipt: Receipt, seed: str) -> list[tuple[str, str]]:
     request, engine = receipt.request, receipt.engine
+    bundle = receipt.model.bundle_sha256
     return [
-        ("prompt", _shortened(request.prompt)),
+        ("prompt", _shortened(request.prompt or "")),
         (
             "clip",
             f"{request.width}x{request.height}, {request.num_frames} frames at "
@@ -81,11 +82,11 @@ def _identity(receipt: Receipt, seed: str) -> list[tuple[str, str]]:
         ),
         (
             "sampler",
-            f"{request.solver}, {request.num_inference_steps} steps, guidance {request.guidance_scale:g}, {seed}",
+            f"{request.solver}, {request.num_inference_steps} steps, guidance {request.guidance_scale or 0:g}, {seed}",
         ),
         (
             "model",
-            f"{receipt.model.name} {engine.precision}, bundle {receipt.model.bundle_sha256[:12]}",
+            f"{receipt.model.name} {engine.precision}, bundle {(bundle or 'unknown')[:12]}",
         ),
         ("engine", f"{engine.name} {engine.version}, {engine.num_threads} threads"),
         (
@@ -100,8 +101,7 @@ def _stages(receipt: Receipt) -> list[tuple[str, str, str, str]]:
     seconds, made = receipt.seconds, receipt.evaluations
     steps = seconds.per_step
     pace = f", {duration(sum(steps) / len(steps))} a step" if steps else ""
-    cache = f"embedding cache: {receipt.embedding_cache.hits} hits, "
-    cache += f"{receipt.embedding_cache.misses} misses"
+    cache = _cache(receipt, "embedding cache: {} hits, {} misses")
     rows: list[tuple[str, float | None, str]] = [
         ("tokenize", seconds.tokenize, ""),
         ("text_encode", seconds.text_encode, cache),
@@ -109,7 +109,7 @@ def _stages(receipt: Receipt) -> list[tuple[str, str, str, str]]:
         ("denoise", seconds.denoise, f"{made.made} evaluations, {made.skipped} skipped{pace}"),
         ("vae_decode", seconds.vae_decode, ""),
         ("encode_mp4", seconds.encode_mp4, receipt.reasons.get("seconds.encode_mp4", "")),
-        ("total", seconds.total, ""),
+        ("total", seconds.total, _predicted(receipt)),
     ]
     table = [
         (name, "-", "", note)
@@ -117,15 +117,27 @@ def _stages(receipt: Receipt) -> list[tuple[str, str, str, str]]:
         else (name, f"{value:.3f}", f"{value / max(seconds.total, 1e-9):.1%}", note)
         for name, value, note in rows
     ]
-    if seconds.queued > 0.0005:  # what would not show as 0.000
+    if seconds.queued is not None and seconds.queued > 0.0005:  # what would not show as 0.000
         table.insert(0, ("queued", f"{seconds.queued:.3f}", "", "for other clips, not in total"))
     if seconds.load is not None:
         table.insert(0, ("load", f"{seconds.load:.3f}", "", "once per runtime, not in total"))
     return table
 
 
+def _cache(receipt: Receipt, words: str) -> str:
+    cache = receipt.embedding_cache
+    return "" if cache is None else words.format(cache.hits, cache.misses)
+
+
+def _predicted(receipt: Receipt) -> str:
+    if receipt.predicted is None:
+        return ""
+    band = receipt.predicted.seconds
+    return f"predicted {band.p50:.3f} ({band.p10:.3f} to {band.p90:.3f})"
+
+
 def _work(receipt: Receipt) -> list[tuple[str, str]]:
-    tokens, memory = receipt.tokens, byte_size(receipt.peak_host_memory_bytes)
+    tokens, memory = receipt.tokens, byte_size(receipt.peak_host_memory_bytes or 0)
     return [
         ("tokens", f"{tokens.latent_tokens:,} latent, {tokens.tokens_processed:,} processed"),
         ("engines", f"{receipt.engine_seconds:.3f} engine-seconds, peak memory {memory}"),

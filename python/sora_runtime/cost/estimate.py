@@ -1,0 +1,257 @@
+"""`estimate`: the receipt of a clip that was not made, with its band of time, its work, memory, money and energy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from sora_runtime.cost import settings
+from sora_runtime.cost.clips import Shape, clip_of
+from sora_runtime.cost.hardware import Gpu, find_gpu
+from sora_runtime.cost.memory import memory_of
+from sora_runtime.cost.models import Model, load_model
+from sora_runtime.cost.money import DEFAULTS as MONEY_DEFAULTS
+from sora_runtime.cost.money import MoneyRecord, cost_of_clip
+from sora_runtime.cost.predict import Prediction, predict
+from sora_runtime.cost.prices import ChosenPrice, usd_per_hour
+from sora_runtime.cost.rates import fitted
+from sora_runtime.cost.roofline import Clip
+from sora_runtime.cost.settings import Parallelism, Setting
+from sora_runtime.errors import InvalidRequest
+from sora_runtime.geometry import Geometry
+
+if TYPE_CHECKING:
+    from sora_runtime.receipt import Receipt
+
+MOST_GPUS = 4096
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is to be estimated; None takes the model's own default."""
+
+    model: str
+    gpu: str = "h100-sxm"
+    gpu_count: int = 1
+    width: int | None = None  # pixels
+    height: int | None = None
+    num_frames: int | None = None
+    seconds: float | None = None  # of video, instead of num_frames
+    fps: float | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None  # 1 or less: no guidance, one evaluation a step
+    image: bool = False  # the clip begins with a picture
+    precision: str = "bf16"
+    engine: str = "diffusers"
+    attention: str | None = None
+    compiled: bool | None = None
+    step_reuse: str | float | None = None  # a method's name or the share of steps reused
+    parallelism: str | None = None  # such as "cfg2 ulysses4"
+    price: str | float | None = None  # USD per GPU-hour, a provider or a commitment
+    assumptions: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """All that an estimate knows, before it is written as a receipt."""
+
+    ask: Ask
+    model: Model
+    shape: Shape
+    fps: float
+    geometry: Geometry
+    clip: Clip
+    gpu: Gpu
+    setting: Setting
+    prediction: Prediction
+    money: MoneyRecord | None  # None: the GPU has no price
+    reasons: tuple[str, ...]
+    assumed: tuple[tuple[str, str, str], ...]  # name, value, origin
+
+    @property
+    def video_seconds(self) -> float:
+        """Length of the clip."""
+        return self.shape.frames / self.fps
+
+    def money_at(self, seconds: float) -> MoneyRecord | None:
+        """The clip's cost if it took so long."""
+        if self.money is None:
+            return None
+        gpu_seconds = seconds * self.ask.gpu_count
+        return cost_of_clip(
+            gpu_seconds, seconds, self.gpu, self.money.price, self.video_seconds, self.money.assumptions
+        )
+
+
+def estimate_of(ask: Ask) -> Estimate:
+    """Work out one estimate.
+
+    Raises:
+        InvalidRequest: anything that is not a clip, a model, a GPU, a price.
+    """
+    model, gpu = load_model(ask.model), find_gpu(ask.gpu)
+    if not 1 <= ask.gpu_count <= MOST_GPUS:
+        raise InvalidRequest(f"gpu count = {ask.gpu_count} is out of range; use 1 to {MOST_GPUS}")
+    shape, fps = _shape(ask, model)
+    geometry, clip = clip_of(model, shape)
+    setting, assumed = _setting(ask, model, gpu, guided=shape.guided)
+    memory = memory_of(model, clip, gpu, setting)
+    if memory.offload and not setting.offload:
+        setting = replace(setting, offload=memory.offload)
+        assumed = (*assumed, ("offload", memory.offload, f"{memory.resident / 1e9:.0f} GB do not fit on the GPU"))
+    unsaid = ("attention",) if not setting.attention_stated and gpu.architecture in {"hopper", "blackwell"} else ()
+    prediction = predict(clip, gpu, setting, fitted(), assumed=unsaid)
+    price = _price(gpu, ask.price)
+    video_seconds = shape.frames / fps
+    money = None
+    if price is not None:
+        assumptions = MONEY_DEFAULTS.with_overrides(ask.assumptions)
+        gpu_seconds = prediction.p50 * ask.gpu_count
+        money = cost_of_clip(gpu_seconds, prediction.p50, gpu, price, video_seconds, assumptions)
+    return Estimate(
+        ask,
+        model,
+        shape,
+        fps,
+        geometry,
+        clip,
+        gpu,
+        setting,
+        prediction,
+        money,
+        _reasons(model, gpu, prediction),
+        assumed,
+    )
+
+
+def estimate(model: str, *, gpu: str = "h100-sxm", **wanted: object) -> Receipt:
+    """Quote a clip before it is made.
+
+    Args:
+        model: a name of the catalogue, a model card, a bundle or a checkpoint folder.
+        gpu: a name of the catalogue.
+        **wanted: the fields of `Ask`.
+
+    Returns:
+        The record that a measured clip's receipt is, with `estimated: true`: `seconds` and `cost` are the median's
+        GPU time and rent of one clip as made, `forecast` holds the band and the cost with everything beside it.
+
+    Raises:
+        InvalidRequest: in one sentence what is wrong, its value and the remedy.
+    """
+    from sora_runtime.cost.record import receipt_of
+
+    unknown = set(wanted) - set(Ask.__dataclass_fields__)
+    if unknown:
+        raise InvalidRequest(f"{sorted(unknown)[0]} is not an input; use {', '.join(Ask.__dataclass_fields__)}")
+    return receipt_of(estimate_of(Ask(model, gpu=gpu, **wanted)), datetime.now(UTC))  # type: ignore[arg-type]
+
+
+def _shape(ask: Ask, model: Model) -> tuple[Shape, float]:
+    defaults = model.defaults
+    fps = defaults.fps if ask.fps is None else ask.fps
+    if not (math.isfinite(fps) and 0 < fps <= 1000):
+        raise InvalidRequest(f"fps = {fps:g} is out of range; use more than 0 and at most 1000")
+    frames = ask.num_frames
+    if ask.seconds is not None:
+        if frames is not None:
+            raise InvalidRequest("frames and seconds were both given; give one of them")
+        frames = _frames(ask.seconds, fps, model)
+    guided = defaults.guided
+    if ask.guidance_scale is not None:
+        if not math.isfinite(ask.guidance_scale) or ask.guidance_scale < 0:
+            raise InvalidRequest(f"guidance_scale = {ask.guidance_scale:g} is not 0 or more; use 1 for no guidance")
+        guided = guided and ask.guidance_scale > 1
+    shape = Shape(
+        width=defaults.width if ask.width is None else ask.width,
+        height=defaults.height if ask.height is None else ask.height,
+        frames=defaults.frames if frames is None else frames,
+        steps=defaults.steps if ask.num_inference_steps is None else ask.num_inference_steps,
+        guided=guided,
+        image=ask.image or model.tasks == ("i2v",),
+    )
+    return shape, fps
+
+
+def _frames(seconds: float, fps: float, model: Model) -> int:
+    """The nearest number of frames that the model can make."""
+    if not (math.isfinite(seconds) and 0 < seconds <= 36_000):
+        raise InvalidRequest(f"seconds = {seconds:g} is out of range; use more than 0 and at most 36000")
+    step = model.strides.temporal_stride
+    return max(round((seconds * fps - 1) / step), 0) * step + 1
+
+
+def _setting(ask: Ask, model: Model, gpu: Gpu, *, guided: bool) -> tuple[Setting, tuple[tuple[str, str, str], ...]]:
+    engine = settings.parse_engine(ask.engine)
+    if ask.precision not in settings.PRECISIONS:
+        raise InvalidRequest(f"precision = {ask.precision!r} is not known; use one of {', '.join(settings.PRECISIONS)}")
+    if ask.attention is not None and ask.attention not in settings.ATTENTIONS:
+        raise InvalidRequest(f"attention = {ask.attention!r} is not known; use one of {', '.join(settings.ATTENTIONS)}")
+    usual = settings.default_attention(engine, gpu.architecture, model.released, masked=model.masked)
+    reuse, share = _reuse(ask.step_reuse)
+    plan = Parallelism()
+    if ask.gpu_count > 1:
+        plan = settings.parallelism_in(ask.parallelism or "", ask.gpu_count, guided=guided, engine=engine)
+        if plan.gpus != ask.gpu_count:
+            raise InvalidRequest(
+                f"parallelism = {ask.parallelism!r} makes {plan.gpus} GPUs of {ask.gpu_count}; make the product equal"
+            )
+    setting = Setting(
+        engine=engine,
+        compiled=engine.compiled if ask.compiled is None else ask.compiled,
+        attention=ask.attention or usual,
+        attention_stated=ask.attention is not None,
+        attention_method=model.sparse,
+        attention_density=settings.SPARSE[model.sparse][1] if model.sparse else 1.0,
+        precision=ask.precision,
+        reuse=reuse,
+        reuse_share=share,
+        parallelism=plan,
+    )
+    assumed = [("software", "as published in 2024 to 2026", "the rows that the rates were fitted to")]
+    if ask.attention is None:
+        assumed.append(
+            ("attention", usual, f"what {engine.name} uses there for a model of {model.released or 'today'}")
+        )
+    if ask.gpu_count > 1 and ask.parallelism is None:
+        assumed.append(("parallelism", f"cfg {plan.cfg} x ulysses {plan.ulysses}", "usual for this engine"))
+    return setting, tuple(assumed)
+
+
+def _reuse(wanted: str | float | None) -> tuple[str, float | None]:
+    """A method with its usual share, or a share of steps."""
+    if wanted is None:
+        return "", None
+    try:
+        share = float(wanted)
+    except ValueError:
+        method, _, _ = settings.reuse_in(str(wanted))
+        if not method:
+            raise InvalidRequest(
+                f"step_reuse = {wanted!r} is neither a share nor a method; use 0.4, teacache, easycache or cache-dit"
+            ) from None
+        return method, None
+    if not 0 <= share < 1:
+        raise InvalidRequest(f"step_reuse = {share:g} is out of range; use 0 to below 1, the share of steps reused")
+    return ("stated", share) if share else ("", None)
+
+
+def _price(gpu: Gpu, wanted: str | float | None) -> ChosenPrice | None:
+    from sora_runtime.cost.prices import NoPrice
+
+    try:
+        return usd_per_hour(gpu, wanted)
+    except NoPrice:
+        return None
+
+
+def _reasons(model: Model, gpu: Gpu, prediction: Prediction) -> tuple[str, ...]:
+    reasons = list(prediction.reasons)
+    if model.vae is None:
+        reasons.append(f"the VAE of {model.title} is of a class whose work is not known, so its decode is left out")
+    if not gpu.verified:
+        reasons.append(f"the data sheet of {gpu.id} was not read again ({gpu.source})")
+    return tuple(reasons)
