@@ -104,8 +104,6 @@ def _read_bundle(bundle: Mapping[str, Any], card: dict[str, Any]) -> None:
     card["tasks"] = bundle["tasks"]
     card["name"] = card["title"] = bundle["name"]
     card["transformer"]["text_tokens"] = bundle["components"]["text_encoder"]["max_sequence_length"]
-    if facts.get("expand_timesteps"):
-        card["transformer"]["config"]["expand_timesteps"] = True
 
 
 def _json(path: Path) -> dict[str, Any]:

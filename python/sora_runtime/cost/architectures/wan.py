@@ -8,7 +8,6 @@ from typing import Any
 
 from sora_runtime.cost.architectures.common import TOKENS, Conditioning, constant
 from sora_runtime.cost.architectures.sublayers import (
-    CAST_PASSES,
     GATED_RESIDUAL_PASSES,
     MODULATION_PASSES,
     NORM_PASSES,
@@ -46,7 +45,8 @@ SKYREELS_DEFAULTS: Mapping[str, Any] = {
     "num_layers": 32,
     "inject_sample_info": False,
 }
-ROTATION_PASSES = 12  # queries or keys: even and odd halves by cosine and sine, written back interleaved
+FLOAT32 = 2  # elements are counted in the engine's two bytes
+ROTATION_PASSES = 18  # queries or keys: halves by float32 cosine and sine into float32, written back interleaved
 
 
 def wan_transformer(config: Mapping[str, Any], conditioning: Conditioning) -> ComponentWork:
@@ -102,7 +102,7 @@ def _embedders(work: WorkBuilder, values: Mapping[str, Any], conditioning: Condi
         work.elementwise(rows, width, passes=NORM_PASSES, parameters=2 * width)
         work.parameters += image * (values["pos_embed_seq_len"] or 0)
     # The output: a norm, its two vectors and the projection back to patches.
-    work.elementwise(TOKENS, width, passes=NORM_PASSES + MODULATION_PASSES + 2 * CAST_PASSES, parameters=2 * width)
+    work.elementwise(TOKENS, width, passes=(NORM_PASSES + MODULATION_PASSES) * FLOAT32 + 6, parameters=2 * width)
     work.linear(TOKENS, width, (values["out_channels"] or values["in_channels"]) * patch)
 
 
@@ -118,10 +118,11 @@ def _blocks(work: WorkBuilder, values: Mapping[str, Any], conditioning: Conditio
         work.elementwise(image, width, passes=layers * NORM_PASSES, parameters=layers * width)
         work.elementwise(TOKENS, width, passes=layers * RESIDUAL_PASSES)
     feed_forward(work, TOKENS, width, values["ffn_dim"], count=layers)
-    # Norms run in float32, hence the casts on both sides of each and of each gated residual.
-    modulated = 2 * (NORM_PASSES + MODULATION_PASSES + 2 * CAST_PASSES)
-    residuals = 2 * (GATED_RESIDUAL_PASSES + 2 * CAST_PASSES) + RESIDUAL_PASSES
-    crossed = NORM_PASSES + 2 * CAST_PASSES
+    # Norms, modulation and gated residuals run in float32: twice the bytes of a bf16 pass, and casts on both sides.
+    casts = 2 * (1 + FLOAT32)
+    modulated = 2 * ((NORM_PASSES + MODULATION_PASSES) * FLOAT32 + casts)
+    residuals = 2 * (GATED_RESIDUAL_PASSES * FLOAT32 + casts) + RESIDUAL_PASSES
+    crossed = NORM_PASSES * FLOAT32 + casts
     heads = 3 * NORM_PASSES + 2 * ROTATION_PASSES
     passes = modulated + residuals + crossed + heads
     if values["expand_timesteps"]:
