@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from sora_export.emulation import emulated
 from sora_export.manifest import file_record, write_manifest
 from sora_export.parity import against
 from sora_export.precision import Precision
-from sora_export.staging import Staging
+from sora_export.staging import Staging, is_abandoned
 from sora_runtime.bundle import Bundle
 from sora_runtime.errors import OutputError
 from sora_runtime.runtime import Runtime
@@ -107,6 +109,7 @@ def check_bundle(
     prompts: Sequence[str] = PROMPTS,
     num_inference_steps: int | None = None,
     adherence_prompts: int = 240,
+    record: bool = True,
     progress: Progress = lambda message: None,
 ) -> CheckResult:
     """Measures a bundle and writes what it finds into its bundle.json.
@@ -119,6 +122,7 @@ def check_bundle(
         prompts: For whole clips; those of image-to-video begin with a drawn picture.
         num_inference_steps: Of a clip; the model's own number if None.
         adherence_prompts: Held-out prompts of the pocket model's score; 0: none.
+        record: Whether to write; a bundle that ships in the package is nobody's to change.
         progress: Called with one sentence for each piece of work.
 
     Raises:
@@ -128,26 +132,41 @@ def check_bundle(
     """
     manifest = json.loads((Bundle.load(folder, verify="always").root / "bundle.json").read_bytes())
     precision = manifest["precision"]
-    try:  # beside the bundle, so that its weights can be linked
-        workplace = tempfile.TemporaryDirectory(prefix=f".{folder.name}.check-", dir=folder.absolute().parent)
-    except OSError as error:
-        raise OutputError(f"cannot write beside {folder} ({error.strerror}); check a copy of the bundle") from error
-    with workplace as temporary:
-        subject = folder if manifest.get("engine", "onnxruntime") == "onnxruntime" else Path(temporary) / "emulated"
+    with _workplace(folder) as temporary:
+        subject = folder if manifest.get("engine", "onnxruntime") == "onnxruntime" else temporary / "emulated"
         if subject is not folder:
             emulate_bundle(folder, subject)
         parts = {part.graph: _measured(part) for part in part_errors(folder, progress)}
         frames: dict[str, dict[str, Measure]] = {}
         adherence: dict[str, Measure] = {}
         if precision != "fp32":
-            reference = _float32(folder, Path(temporary) / "float32", manifest, progress)
+            reference = _float32(folder, temporary / "float32", manifest, progress)
             frames = _frames(reference, subject, prompts, num_inference_steps, Precision(precision).quantised, progress)
             if adherence_prompts and _is_pocket(manifest):
                 adherence = _adherence(reference, subject, adherence_prompts, progress)
     result = CheckResult(precision, parts, frames, adherence)
-    parity = {name: {"relative_l2": measure.value, "against": against()} for name, measure in parts.items()}
-    write_manifest(folder, {**manifest, "parity": parity, "check": result.record()})
+    if record:
+        parity = {name: {"relative_l2": measure.value, "against": against()} for name, measure in parts.items()}
+        write_manifest(folder, {**manifest, "parity": parity, "check": result.record()})
     return result
+
+
+@contextlib.contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """A folder beside the bundle, so that its weights can be linked; those of checks that were killed go first."""
+    parent, name = folder.absolute().parent, f"{folder.name}.check"
+    for left in parent.glob(f".*.{name}"):
+        if is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
+    path = parent / f".{os.getpid()}.{name}"
+    try:
+        path.mkdir()
+    except OSError as error:
+        raise OutputError(f"cannot write beside {folder} ({error.strerror}); check a copy of the bundle") from error
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _measured(part: PartError) -> Measure:

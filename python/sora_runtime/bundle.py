@@ -111,6 +111,11 @@ class Bundle:
         return cls(root, manifest, hashlib.sha256(text).hexdigest())
 
 
+def is_shipped(folder: Path) -> bool:
+    """Whether a bundle is one of the package's own, whose files are nobody's to change."""
+    return folder.resolve().is_relative_to(_MODELS.resolve())
+
+
 def find_bundle(name_or_path: str | os.PathLike[str]) -> Path:
     """The folder of a bundle: of a shipped one by its bare name, else of the one at a path."""
     path = Path(name_or_path)

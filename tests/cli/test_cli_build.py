@@ -154,6 +154,7 @@ def test_build_says_what_to_install(sora_bench: Command, monkeypatch: pytest.Mon
 def test_check_fails_over_budget(sora_bench: Command, monkeypatch: pytest.MonkeyPatch, psnr: float, code: int) -> None:
     def check_bundle(folder: Path, **options: Any) -> CheckResult:
         assert folder.name == "wan-pocket" and options["adherence_prompts"] == 0
+        assert options["record"] is False  # the package's own bundle stays as it is
         clip = {"psnr": Measure(psnr, 30.0, at_least=True), "ssim": Measure(0.98, None)}
         loss = {"colour": Measure(-0.01, -0.02, at_least=True)}
         return CheckResult("int8", {"transformer.onnx": Measure(0.01, None)}, {"a red circle": clip}, loss)

@@ -101,12 +101,25 @@ def test_a_half_bundle_is_held_to_torchs_own_error(plain: Path, tmp_path: Path) 
 
 
 def test_a_check_that_has_no_room_is_one_sentence(plain_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(check.tempfile, "TemporaryDirectory", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(OutputError, match=r"cannot write beside .* \(Permission denied\); check a copy of the bundle"):
         check_bundle(plain_bundle)
+
+
+def test_a_check_leaves_nothing_and_takes_away_what_a_killed_one_left(plain_bundle: Path) -> None:
+    folder = plain_bundle.parent
+    left = folder / f".99999999.{plain_bundle.name}.check"  # more than any process's number
+    (left / "float32").mkdir(parents=True)
+    of_another = folder / f".99999999.{plain_bundle.name}-2.check"
+    of_another.mkdir()
+    before = (plain_bundle / "bundle.json").read_bytes()
+    check_bundle(plain_bundle, record=False)
+    assert not list(folder.glob(f".*.{plain_bundle.name}.check")) and of_another.is_dir()
+    assert (plain_bundle / "bundle.json").read_bytes() == before
+    of_another.rmdir()
 
 
 def test_scales_are_not_guessed(plain: Path, tmp_path: Path) -> None:

@@ -30,9 +30,13 @@ def check(
     json: Annotated[bool, typer.Option("--json", help="As JSON.", metavar="")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on the way.", metavar="")] = False,
 ) -> None:
-    """Measure BUNDLE part by part against torch and clip by clip against fp32; fails over budget."""
-    from sora_runtime.bundle import find_bundle
+    """Measure BUNDLE part by part against torch and clip by clip against fp32; fails over budget.
 
+    What is found is written into its bundle.json, but for a bundle that ships with the package.
+    """
+    from sora_runtime.bundle import find_bundle, is_shipped
+
+    folder = find_bundle(bundle)
     progress: Callable[[str], None] = (lambda _: None) if quiet else (lambda line: typer.echo(line, err=True))
     with export_packages("check"):
         from sora_export.check import PROMPTS, check_bundle
@@ -40,10 +44,11 @@ def check(
 
         texts = PROMPTS if prompts is None else tuple(prompt.text for prompt in read_prompts(prompts))
         result = check_bundle(
-            find_bundle(bundle),
+            folder,
             prompts=texts,
             num_inference_steps=steps,
             adherence_prompts=adherence,
+            record=not is_shipped(folder),
             progress=progress,
         )
     if json:
