@@ -198,8 +198,9 @@ def _record(answer: Answer) -> dict[str, object]:
 def _batch_note(batch: Batch, answered: Sequence[Answer]) -> str:
     refused = [answer for answer in answered if answer.refused]
     lines = ", ".join(str(answer.record.line) for answer in refused[:8]) + (" ..." if len(refused) > 8 else "")
-    text = f"{len(answered) - len(refused):,} rows answered, {len(refused):,} refused"
-    text += f" (lines {lines})" if refused else ""
+    count = len(answered) - len(refused)
+    text = f"{count:,} row{'' if count == 1 else 's'} answered, {len(refused):,} refused"
+    text += f" (line{'' if len(refused) == 1 else 's'} {lines})" if refused else ""
     return text + (f"; columns without a meaning here: {', '.join(batch.unknown)}" if batch.unknown else "")
 
 

@@ -8,6 +8,10 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
 from sora_runtime.cli.listing import listing, numbered
 from sora_runtime.cli.tables import amount, facts, print_all
 from sora_runtime.cost.memory import memory_of
@@ -68,6 +72,8 @@ def estimate_csv(found: Estimate) -> str:
         "limit_seconds": _limit(found),
         "usd_per_gpu_hour": middle and middle.price.usd_per_hour,
         "price": middle.price.describe if middle else "",
+        "price_sources": " ".join(middle.price.sources) if middle else "",
+        "assumptions": "; ".join(f"{name} = {value} ({origin})" for name, value, origin in found.all_assumed()),
     }
     file = io.StringIO()
     writer = csv.DictWriter(file, list(row), lineterminator="\n")
@@ -93,8 +99,8 @@ def _tables(found: Estimate) -> Iterator[RenderableType]:
     if found.money is not None:
         yield _items(found.money)
     yield facts(_why(found))
-    yield facts((name, f"{value}; {origin}") for name, value, origin in _assumed(found))
-    yield facts(_sources(found))
+    yield facts((name, f"{value}; {origin}") for name, value, origin in found.all_assumed())
+    yield _origins((*_sources(found), *price_notes(found)))
 
 
 def _answer(found: Estimate) -> RenderableType:
@@ -104,7 +110,7 @@ def _answer(found: Estimate) -> RenderableType:
     def dollars(scale: float) -> tuple[str, ...]:
         return tuple("-" if value is None else amount(value * scale) for value in costs)
 
-    seconds = tuple(f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}" for value in (at.p10, at.p50, at.p90))
+    seconds = tuple(map(_four, (at.p10, at.p50, at.p90)))
     rows = [
         ("USD per clip", *dollars(1.0)),
         ("USD per generated second", *dollars(1.0 / video)),
@@ -126,9 +132,23 @@ def _what(found: Estimate) -> Iterator[tuple[str, str]]:
     yield "runs on", f"{ask.gpu_count} x {found.gpu.id}, {how}{sparse}{', compiled' if setting.compiled else ''}"
     forward = sum(clip.transformer.flops.values()) - clip.transformer.flops["elementwise"]
     yield "tokens", f"{clip.tokens:,} in each evaluation, {clip.tokens * clip.steps * clip.passes:,} in all steps"
-    unit, name = _unit(forward)
-    total = f"{forward * clip.steps * clip.passes / unit:,.4g} for all steps{', if none is reused' if reuse else ''}"
-    yield "work", f"{forward / unit:,.4g} {name} for one evaluation (linear, attention, convolution), {total}"
+    total = f"{_flops(forward * clip.steps * clip.passes)} for all steps{', if none is reused' if reuse else ''}"
+    yield "work", f"{_flops(forward)} for one evaluation (linear, attention, convolution), {total}"
+
+
+def _flops(flops: float) -> str:
+    """With four digits, in the unit that suits."""
+    unit, name = _unit(flops)
+    return f"{_four(flops / unit)} {name}"
+
+
+def _four(value: float) -> str:
+    """Four significant digits without an exponent, as far as there are so many before the point."""
+    return f"{value:,.4g}" if 1e-4 <= value < 1e4 else f"{value:,.0f}" if value else "0"
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _unit(flops: float) -> tuple[float, str]:
@@ -165,7 +185,8 @@ def _parts(seconds: dict[str, float], flops: dict[str, float], moved: dict[str, 
 def _merged(parts: dict[str, _Part], total: float, *, whole_stage: bool) -> dict[str, _Part]:
     stage = _sum(parts.values())
     if whole_stage or stage[0] < _WHOLE_STAGE * total:
-        return {"host" if whole_stage else "all classes": stage}
+        host = "host, offload" if "offload" in parts else "host"
+        return {host if whole_stage else "all classes": stage}
     kept = {name: part for name, part in parts.items() if part[0] >= _OWN_ROW * total}
     rest = _sum(part for name, part in parts.items() if name not in kept)
     return {**kept, "the rest": rest} if any(rest) else kept
@@ -189,16 +210,21 @@ def _cells(part: _Part, whole: _Part, unit: float) -> tuple[str, ...]:
 
 def _beside(found: Estimate) -> Iterator[tuple[str, str]]:
     memory = memory_of(found.model, found.clip, found.gpu, found.setting)
-    need = f"weights {memory.weights / 1e9:.1f} GB, activations {memory.activations / 1e9:.1f} GB"
-    fits = f"peak {memory.peak / 1e9:.1f} of {memory.capacity / 1e9:.0f} GB on each GPU"
+    need = f"weights {_bytes(memory.weights)}, activations {_bytes(memory.activations)}"
+    where = "on each GPU" if found.ask.gpu_count > 1 else "on the GPU"
+    fits = f"peak {_bytes(memory.peak)} of {memory.capacity / 1e9:.0f} GB {where}"
     words = {"": "", "model": ", one network at a time", "block": ", weights streamed in every evaluation"}
     verdict = f"fits{words[memory.offload]}" if memory.fits else "does not fit, whatever is offloaded"
     yield "memory", f"{need}; {fits}: {verdict}"
     yield "energy", _energy(found)
     limit, money = _limit(found), found.money_at(_limit(found))
     cost = f" and ${amount(money.usd_per_clip)}" if money else ""
-    share = f"this estimate reaches {limit / found.prediction.p50:.0%} of it"
-    yield "limit", f"{limit:,.4g} s{cost} at the data sheet's peak; {share}"
+    share = f"this estimate reaches {_share(limit / found.prediction.p50)} of it"
+    yield "limit", f"{_four(limit)} s{cost} at the data sheet's peak; {share}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}" if value >= 0.01 else f"{100 * value:.1g}%"
 
 
 def _energy(found: Estimate) -> str:
@@ -206,7 +232,9 @@ def _energy(found: Estimate) -> str:
         return f"- (the power of {found.gpu.id} is not known)"
     if found.money is None or found.money.wh is None or found.money.gpu_wh is None:
         return "- (without a price; state one with --price)"
-    return f"{found.money.wh:,.4g} Wh a kept clip at the site's meter; {found.money.gpu_wh:,.4g} Wh in the GPUs"
+    site, inside = _four(found.money.wh), _four(found.money.gpu_wh)
+    where = "GPUs" if found.ask.gpu_count > 1 else "GPU"
+    return f"{site} Wh a kept clip at the site's meter; {inside} Wh in the {where} of one attempt"
 
 
 def _items(money: MoneyRecord) -> RenderableType:
@@ -226,24 +254,6 @@ def _why(found: Estimate) -> Iterator[tuple[str, str]]:
         yield "" if index else "why so wide", reason
 
 
-def _assumed(found: Estimate) -> Iterator[tuple[str, str, str]]:
-    yield from found.assumed
-    defaults = {
-        "width": found.ask.width,
-        "height": found.ask.height,
-        "steps": found.ask.num_inference_steps,
-        "fps": found.ask.fps,
-    }
-    unsaid = [name for name, value in defaults.items() if value is None]
-    if found.ask.num_frames is None and found.ask.seconds is None:
-        unsaid.append("frames")
-    if unsaid:
-        yield "default", ", ".join(unsaid), "the model's reference pipeline"
-    if found.money is not None:
-        for each in found.money.assumptions.stated():
-            yield each.name, f"{each.value:g} {each.unit}", each.origin
-
-
 def _sources(found: Estimate) -> Iterator[tuple[str, str]]:
     yield "model", f"{found.model.source} ({found.model.date})"
     recalled = "" if found.gpu.verified else ", recalled"
@@ -254,7 +264,16 @@ def _sources(found: Estimate) -> Iterator[tuple[str, str]]:
         yield "price", f"- (the catalogue has no price of {found.gpu.id}; state one with --price)"
         return
     yield "price", found.money.price.describe
-    yield from price_notes(found)
+
+
+def _origins(rows: Iterable[tuple[str, str]]) -> RenderableType:
+    """As `facts`, with labels so narrow that most addresses stay in one piece."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text in rows:
+        grid.add_row(label, Text(text))
+    return Padding(grid, (0, 1))
 
 
 def price_notes(found: Estimate) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from sora_runtime.cost.predict import Prediction, predict
 from sora_runtime.cost.rows import Case, case_of
+from sora_runtime.cost.settings import PRECISIONS
 from sora_runtime.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -42,8 +43,12 @@ _DESCRIPTIVE = ("id", "params_b", "fps", "seconds", "peak_mem_gb", "source_url",
 COLUMNS = (*DECISIVE, *_DESCRIPTIVE)
 # Columns of figures that no estimate reads; a slip in one is a slip in the row.
 _FIGURES = ("params_b", "fps", "cfg", "seconds", "peak_mem_gb")
+_COUNTS = ("width", "height", "frames", "steps", "gpu_count")
+_LARGEST = 1e9  # of a count; what is above it is refused before anything is multiplied with it
 _REMEDY = "give a CSV file whose first line names columns as latency.csv does"
 MOST_GPUS = 4096
+_SHOWN = 60  # characters of a cell
+_NAME = 500  # characters of a model or GPU: more is no name, and looking for near ones would take long
 
 
 @dataclass(frozen=True)
@@ -99,19 +104,24 @@ def read_batch(path: Path) -> Batch:
         raise InvalidRequest(f"{path} does not exist; {_REMEDY}") from None
     except UnicodeDecodeError:
         raise InvalidRequest(f"{path} is not text in UTF-8; {_REMEDY}") from None
-    except OSError as error:
-        raise InvalidRequest(f"{path} cannot be read ({error.strerror or error}); {_REMEDY}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise InvalidRequest(f"{str(path)!r} cannot be read ({reason}); {_REMEDY}") from None
+    if not text.strip():
+        raise InvalidRequest(f"{path} is empty; {_REMEDY}")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     names = _names(lines[0], path)
     return Batch(names, tuple(_records(lines, names)))
 
 
 def _names(line: str, path: Path) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in next(csv.reader([line]), []))
+    names = tuple(name.strip() for name in _cells(line))
     missing = [name for name in NEEDED if name not in names]
     if missing:
         raise InvalidRequest(f"{path} has no column {' and no column '.join(missing)}; {_REMEDY}")
     twice = [name for name in names if names.count(name) > 1]
+    if "" in names:
+        raise InvalidRequest(f"{path} has no name for column {names.index('') + 1}; name it or remove the column")
     if twice:
         raise InvalidRequest(f"{path} names the column {twice[0]!r} twice; name it once")
     return names
@@ -147,9 +157,16 @@ def _record(line: int, cells: Sequence[str], names: Sequence[str]) -> Record:
     return Record(line, dict(zip(names, padded, strict=False)), fault)
 
 
+def _cells(line: str) -> list[str]:
+    """One line's cells, however wrong its quotes are; a cell beyond csv's own limit (131,072) is cut."""
+    return next(csv.reader([line[: csv.field_size_limit()]]), [])
+
+
 def _broken(line: int, text: str, names: Sequence[str]) -> Record:
-    cells = next(csv.reader([text]), [])
+    cells = _cells(text)
     fault = "the quotes of the row do not close; double a quote within a quoted field"
+    if len(text) > csv.field_size_limit():
+        fault = f"the row has {len(text):,} characters; shorten it"
     return Record(line, _record(line, cells, names).cells, fault)
 
 
@@ -169,27 +186,53 @@ def answers(batch: Batch, fit: Fit) -> Iterator[Answer]:
 
 
 def _slip(cells: Mapping[str, str]) -> str:
-    """A figure that is none, in a column that the estimate itself does not read."""
-    for name in _FIGURES:
+    """A figure that is none, or a count beyond all sense; `case_of` says what else is wrong with a count."""
+    for name in (*_FIGURES, *_COUNTS):
         text = (cells.get(name) or "").strip()
         try:
             value = float(text or 0)
         except ValueError:
-            return f"{name} = {text!r} is not a number; give one or leave it empty"
-        if not math.isfinite(value) or value < 0:
-            return f"{name} = {text} is out of range; give 0 or more or leave it empty"
+            return f"{name} = {_short(text)!r} is not a number; give one or leave it empty"
+        if not 0 <= value <= (_LARGEST if name in _COUNTS else sys.float_info.max):  # NaN too
+            return (
+                f"{name} = {_short(text)} is out of range; give {'1' if name in _COUNTS else '0'} or more, or nothing"
+            )
     return ""
+
+
+def _short(text: str) -> str:
+    """What a sentence shows of a cell."""
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
 def _answer(record: Record, fit: Fit) -> Answer:
     try:
-        case = case_of(record.cells)
-        if case.gpu_count > MOST_GPUS:
-            raise InvalidRequest(f"gpu_count = {case.gpu_count} is out of range; use 1 to {MOST_GPUS}")
+        case = _case(record.cells)
     except InvalidRequest as error:
         return Answer(record, None, None, " ".join(str(error).split()))
     found = predict(case.clip, case.gpu, case.setting, fit, scope=case.scope, assumed=case.assumed)
     return Answer(record, case, found, "")
+
+
+def _case(cells: Mapping[str, str]) -> Case:
+    """As `case_of`, and what a published row never is."""
+    for name in NEEDED:
+        if len(cells[name]) > _NAME or "\0" in cells[name]:
+            raise InvalidRequest(f"{name} = {_short(cells[name])!r} is no name; give a shorter one")
+    precision = (cells.get("precision") or "").strip().lower()
+    if precision not in {"", "mixed", *PRECISIONS}:  # mixed: the optimisations say of what
+        raise InvalidRequest(f"precision = {_short(precision)!r} is not known; use one of {', '.join(PRECISIONS)}")
+    try:
+        case = case_of(cells)
+    except OSError as error:  # no path can be so long
+        shown = _short(cells["model"])
+        raise InvalidRequest(f"model = {shown!r} is no path ({error.strerror}); give a name or a path") from None
+    if case.gpu_count > MOST_GPUS:
+        raise InvalidRequest(f"gpu_count = {case.gpu_count} is out of range; use 1 to {MOST_GPUS}")
+    if case.setting.parallelism.gpus != case.gpu_count:
+        shared = case.setting.parallelism.gpus
+        raise InvalidRequest(f"optimisations share a clip over {shared} GPUs and gpu_count = {case.gpu_count}; say one")
+    return case
 
 
 def as_csv(batch: Batch, answered: Sequence[Answer]) -> str:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sora_runtime.cost import settings
-from sora_runtime.cost.clips import Shape, clip_of
+from sora_runtime.cost.checked import checked, parallelism_of, reuse_of
+from sora_runtime.cost.clips import Shape, check_shape, clip_of
 from sora_runtime.cost.hardware import Gpu, find_gpu
 from sora_runtime.cost.memory import memory_of
 from sora_runtime.cost.models import Model, load_model
 from sora_runtime.cost.money import DEFAULTS as MONEY_DEFAULTS
-from sora_runtime.cost.money import MoneyRecord, cost_of_clip
+from sora_runtime.cost.money import Assumptions, MoneyRecord, cost_of_clip, owned_price
 from sora_runtime.cost.predict import Prediction, predict
-from sora_runtime.cost.prices import ChosenPrice, usd_per_hour
+from sora_runtime.cost.prices import ChosenPrice, NoPrice, usd_per_hour
 from sora_runtime.cost.rates import fitted
 from sora_runtime.cost.roofline import Clip
-from sora_runtime.cost.settings import Parallelism, Setting
+from sora_runtime.cost.settings import Setting
+from sora_runtime.cost.why import reasons_of
 from sora_runtime.errors import InvalidRequest
 from sora_runtime.geometry import Geometry
 
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
     from sora_runtime.receipt import Receipt
 
 MOST_GPUS = 4096
+LEAST_PRICE, MOST_PRICE = 1e-6, 1e6  # USD per GPU-hour; a slip of the decimal point is nearer than either
+_MOST_VIDEO_SECONDS = 1e6
+_MOST_USD = 1e12  # a minute of video
+# Assumptions that decide only what a bought GPU costs.
+OWNERS = ("electricity_price", "capital_price", "lifetime_years", "upkeep_share")
+_SINGULAR = {"clips": "clip", "months": "month", "years": "year"}
 
 
 @dataclass(frozen=True)
@@ -80,10 +88,19 @@ class Estimate:
         """The clip's cost if it took so long."""
         if self.money is None:
             return None
-        gpu_seconds = seconds * self.ask.gpu_count
-        return cost_of_clip(
-            gpu_seconds, seconds, self.gpu, self.money.price, self.video_seconds, self.money.assumptions
-        )
+        gpu_seconds, price = seconds * self.ask.gpu_count, self.money.price
+        return cost_of_clip(gpu_seconds, seconds, self.gpu, price, self.video_seconds, self.money.assumptions)
+
+    def all_assumed(self) -> Iterator[tuple[str, str, str]]:
+        """Every input that nobody measured: name, value with its unit, origin."""
+        yield from self.assumed
+        if self.money is None:
+            return
+        for each in self.money.assumptions.stated():
+            if self.money.price.owned or each.name not in OWNERS:
+                unit = each.unit.partition(";")[0]
+                unit = _SINGULAR.get(unit, unit) if each.value == 1 else unit
+                yield each.name, f"{each.value:g} {unit}", each.origin
 
 
 def estimate_of(ask: Ask) -> Estimate:
@@ -92,9 +109,12 @@ def estimate_of(ask: Ask) -> Estimate:
     Raises:
         InvalidRequest: anything that is not a clip, a model, a GPU, a price.
     """
-    model, gpu = load_model(ask.model), find_gpu(ask.gpu)
+    ask = checked(ask)
+    model, gpu = _model(ask.model), find_gpu(ask.gpu)
     if not 1 <= ask.gpu_count <= MOST_GPUS:
         raise InvalidRequest(f"gpu count = {ask.gpu_count} is out of range; use 1 to {MOST_GPUS}")
+    assumptions = MONEY_DEFAULTS.with_overrides(ask.assumptions)
+    price = _price(ask, gpu, assumptions)
     shape, fps = _shape(ask, model)
     geometry, clip = clip_of(model, shape)
     setting, assumed = _setting(ask, model, gpu, guided=shape.guided)
@@ -104,13 +124,6 @@ def estimate_of(ask: Ask) -> Estimate:
         assumed = (*assumed, ("offload", memory.offload, f"{memory.resident / 1e9:.0f} GB do not fit on the GPU"))
     unsaid = ("attention",) if not setting.attention_stated and gpu.architecture in {"hopper", "blackwell"} else ()
     prediction = predict(clip, gpu, setting, fitted(), assumed=unsaid)
-    price = _price(gpu, ask.price)
-    video_seconds = shape.frames / fps
-    money = None
-    if price is not None:
-        assumptions = MONEY_DEFAULTS.with_overrides(ask.assumptions)
-        gpu_seconds = prediction.p50 * ask.gpu_count
-        money = cost_of_clip(gpu_seconds, prediction.p50, gpu, price, video_seconds, assumptions)
     return Estimate(
         ask,
         model,
@@ -121,9 +134,9 @@ def estimate_of(ask: Ask) -> Estimate:
         gpu,
         setting,
         prediction,
-        money,
-        _reasons(model, gpu, prediction),
-        assumed,
+        None if price is None else _money(ask, gpu, price, shape.frames / fps, prediction, assumptions),
+        tuple(reasons_of(model, gpu, setting, prediction, fitted(), unsaid)),
+        (*assumed, *_defaults(ask)),
     )
 
 
@@ -146,8 +159,15 @@ def estimate(model: str, *, gpu: str = "h100-sxm", **wanted: object) -> Receipt:
 
     unknown = set(wanted) - set(Ask.__dataclass_fields__)
     if unknown:
-        raise InvalidRequest(f"{sorted(unknown)[0]} is not an input; use {', '.join(Ask.__dataclass_fields__)}")
+        raise InvalidRequest(f"{sorted(unknown)[0]!r} is not an input; use {', '.join(Ask.__dataclass_fields__)}")
     return receipt_of(estimate_of(Ask(model, gpu=gpu, **wanted)), datetime.now(UTC))  # type: ignore[arg-type]
+
+
+def _model(text: str) -> Model:
+    try:
+        return load_model(text)
+    except OSError as error:  # no path can be so long
+        raise InvalidRequest(f"model = {text[:40]!r}... is no path ({error.strerror}); use a name or a path") from None
 
 
 def _shape(ask: Ask, model: Model) -> tuple[Shape, float]:
@@ -173,6 +193,11 @@ def _shape(ask: Ask, model: Model) -> tuple[Shape, float]:
         guided=guided,
         image=ask.image or model.tasks == ("i2v",),
     )
+    check_shape(shape)
+    if shape.frames / fps > _MOST_VIDEO_SECONDS:
+        raise InvalidRequest(
+            f"fps = {fps:g} makes a clip of {shape.frames / fps:g} s; use one such as {defaults.fps:g}"
+        )
     return shape, fps
 
 
@@ -191,14 +216,8 @@ def _setting(ask: Ask, model: Model, gpu: Gpu, *, guided: bool) -> tuple[Setting
     if ask.attention is not None and ask.attention not in settings.ATTENTIONS:
         raise InvalidRequest(f"attention = {ask.attention!r} is not known; use one of {', '.join(settings.ATTENTIONS)}")
     usual = settings.default_attention(engine, gpu.architecture, model.released, masked=model.masked)
-    reuse, share = _reuse(ask.step_reuse)
-    plan = Parallelism()
-    if ask.gpu_count > 1:
-        plan = settings.parallelism_in(ask.parallelism or "", ask.gpu_count, guided=guided, engine=engine)
-        if plan.gpus != ask.gpu_count:
-            raise InvalidRequest(
-                f"parallelism = {ask.parallelism!r} makes {plan.gpus} GPUs of {ask.gpu_count}; make the product equal"
-            )
+    reuse, share = reuse_of(ask.step_reuse)
+    plan = parallelism_of(ask.parallelism, ask.gpu_count, guided=guided, engine=engine)
     setting = Setting(
         engine=engine,
         compiled=engine.compiled if ask.compiled is None else ask.compiled,
@@ -221,37 +240,50 @@ def _setting(ask: Ask, model: Model, gpu: Gpu, *, guided: bool) -> tuple[Setting
     return setting, tuple(assumed)
 
 
-def _reuse(wanted: str | float | None) -> tuple[str, float | None]:
-    """A method with its usual share, or a share of steps."""
-    if wanted is None:
-        return "", None
-    try:
-        share = float(wanted)
-    except ValueError:
-        method, _, _ = settings.reuse_in(str(wanted))
-        if not method:
+def _price(ask: Ask, gpu: Gpu, assumptions: Assumptions) -> ChosenPrice | None:
+    """An hour of the GPU: bought where `capital_price` is given, else rented; None: the catalogue has no price."""
+    if assumptions.capital_price > 0:
+        if ask.price is not None:
+            raise InvalidRequest(f"price = {ask.price} and capital_price are both given; a bought GPU has no rent")
+        price = owned_price(assumptions)
+    else:
+        try:
+            price = usd_per_hour(gpu, ask.price)
+        except NoPrice:
+            if ask.price is not None:
+                raise
+            return None
+    if not LEAST_PRICE <= price.usd_per_hour <= MOST_PRICE:
+        raise InvalidRequest(
+            f"price = {price.usd_per_hour:g} USD a GPU-hour is out of range; use {LEAST_PRICE:f} to {MOST_PRICE:.0f}"
+        )
+    return price
+
+
+def _money(
+    ask: Ask, gpu: Gpu, price: ChosenPrice, video_seconds: float, prediction: Prediction, assumptions: Assumptions
+) -> MoneyRecord:
+    """The median's cost; refused where not even the band's upper end is a sum of money."""
+    for seconds in (prediction.p90, prediction.p50):
+        money = cost_of_clip(seconds * ask.gpu_count, seconds, gpu, price, video_seconds, assumptions)
+        if not money.usd_per_minute <= _MOST_USD:
             raise InvalidRequest(
-                f"step_reuse = {wanted!r} is neither a share nor a method; use 0.4, teacache, easycache or cache-dit"
-            ) from None
-        return method, None
-    if not 0 <= share < 1:
-        raise InvalidRequest(f"step_reuse = {share:g} is out of range; use 0 to below 1, the share of steps reused")
-    return ("stated", share) if share else ("", None)
+                f"{money.usd_per_minute:g} USD for a minute of video is no price; use smaller assumptions"
+            )
+    return money
 
 
-def _price(gpu: Gpu, wanted: str | float | None) -> ChosenPrice | None:
-    from sora_runtime.cost.prices import NoPrice
-
-    try:
-        return usd_per_hour(gpu, wanted)
-    except NoPrice:
-        return None
-
-
-def _reasons(model: Model, gpu: Gpu, prediction: Prediction) -> tuple[str, ...]:
-    reasons = list(prediction.reasons)
-    if model.vae is None:
-        reasons.append(f"the VAE of {model.title} is of a class whose work is not known, so its decode is left out")
-    if not gpu.verified:
-        reasons.append(f"the data sheet of {gpu.id} was not read again ({gpu.source})")
-    return tuple(reasons)
+def _defaults(ask: Ask) -> Iterator[tuple[str, str, str]]:
+    """What the request left to the model."""
+    length = ask.num_frames if ask.seconds is None else ask.seconds
+    inputs = {
+        "width": ask.width,
+        "height": ask.height,
+        "frames": length,
+        "fps": ask.fps,
+        "steps": ask.num_inference_steps,
+        "guidance": ask.guidance_scale,
+    }
+    unsaid = [name for name, value in inputs.items() if value is None]
+    if unsaid:
+        yield "default", ", ".join(unsaid), "the model's reference pipeline"

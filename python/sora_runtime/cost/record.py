@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 from sora_runtime.cost.estimate import Estimate
@@ -22,21 +23,7 @@ from sora_runtime.receipt import (
 )
 
 _NOTHING_RAN = "an estimate: nothing ran"
-_NULLS = (
-    "model.bundle_sha256",
-    "engine.version",
-    "engine.num_threads",
-    "machine.cpu",
-    "request.prompt",
-    "request.seed",
-    "request.solver",
-    "embedding_cache",
-    "seconds.queued",
-    "seconds.tokenize",
-    "seconds.encode_mp4",
-    "peak_host_memory_bytes",
-    "hashes",
-)
+_MONEY = ("cost", "forecast.usd_per_clip", "forecast.limit.usd_per_clip")
 
 
 def receipt_of(estimate: Estimate, now: datetime) -> Receipt:
@@ -46,11 +33,7 @@ def receipt_of(estimate: Estimate, now: datetime) -> Receipt:
     steps = round(shape.steps * share)
     sums = {name: sum(stage.values()) for name, stage in estimate.prediction.stages.items()}
     total = estimate.prediction.p50
-    money = estimate.money
-    reasons = dict.fromkeys(_NULLS, _NOTHING_RAN)
-    if money is None:
-        reasons["cost"] = f"the catalogue has no price of {estimate.gpu.id}; state one"
-    return Receipt(
+    receipt = Receipt(
         created=now.isoformat(timespec="seconds"),
         model=ModelRecord(name=estimate.model.name, family=estimate.model.family, bundle_sha256=None),
         engine=EngineRecord(
@@ -86,8 +69,33 @@ def receipt_of(estimate: Estimate, now: datetime) -> Receipt:
         hashes=None,
         estimated=True,
         forecast=_forecast(estimate),
-        reasons=reasons,
     )
+    receipt.reasons = _reasons(estimate, receipt)
+    return receipt
+
+
+def _reasons(estimate: Estimate, receipt: Receipt) -> dict[str, str]:
+    """Why each null is one, and why money is 0 where there is no price."""
+    found = dict.fromkeys(_nulls(receipt.model_dump(exclude={"predicted", "reasons"})), _NOTHING_RAN)
+    if "seconds.image_encode" in found:
+        found["seconds.image_encode"] = "the clip begins with no picture"
+    if "request.guidance_scale" in found:
+        found["request.guidance_scale"] = "the model takes none"
+    if "forecast.energy_wh" in found:
+        unknown = estimate.gpu.tdp_w is None
+        found["forecast.energy_wh"] = "the GPU's power is not known" if unknown else "without a price; state one"
+    if estimate.money is None:
+        found |= dict.fromkeys(_MONEY, f"0 stands for none: the catalogue has no price of {estimate.gpu.id}; state one")
+    return found
+
+
+def _nulls(record: Mapping[str, object], prefix: str = "") -> Iterator[str]:
+    """Dotted names of what is null."""
+    for name, value in record.items():
+        if value is None:
+            yield prefix + name
+        elif isinstance(value, dict):
+            yield from _nulls(value, f"{prefix}{name}.")
 
 
 def _request(estimate: Estimate) -> RequestRecord:
@@ -120,7 +128,7 @@ def _cost(estimate: Estimate) -> Cost:
     return Cost(
         usd_per_hour=hourly,
         price_source="no price" if estimate.money is None else estimate.money.price.describe,
-        price_is_default=estimate.ask.price is None,
+        price_is_default=estimate.ask.price is None and not (estimate.money and estimate.money.price.owned),
         usd_per_clip=usd,
         usd_per_generated_second=usd / estimate.video_seconds,
     )
@@ -137,12 +145,7 @@ def _forecast(estimate: Estimate) -> Forecast:
     limit = limit_seconds(estimate.clip, estimate.gpu, estimate.setting.precision, estimate.ask.gpu_count)
     at_limit = estimate.money_at(limit)
     money = estimate.money
-    assumptions = [AssumptionRecord(name=n, value=v, origin=o) for n, v, o in estimate.assumed]
-    if money is not None:
-        assumptions += [
-            AssumptionRecord(name=a.name, value=f"{a.value:g} {a.unit}", origin=a.origin)
-            for a in money.assumptions.stated()
-        ]
+    assumptions = [AssumptionRecord(name=n, value=v, origin=o) for n, v, o in estimate.all_assumed()]
     return Forecast(
         seconds=Band(p10=prediction.p10, p50=prediction.p50, p90=prediction.p90),
         usd_per_clip=Band(p10=usd[0], p50=usd[1], p90=usd[2]),
