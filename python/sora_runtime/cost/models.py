@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module, resources
@@ -17,28 +17,12 @@ from sora_runtime.cost.work import ComponentWork, Sizes
 from sora_runtime.errors import InvalidRequest
 from sora_runtime.geometry import Geometry, Strides
 
-_ARCHITECTURES = (
-    "wan",
-    "ltx",
-    "cosmos",
-    "sana",
-    "minimax",
-    "hunyuan",
-    "cogvideox",
-    "mochi",
-    "kandinsky",
-    "generic",
-    "encoders",
-    "vae_wan",
-    "vae_ltx",
-    "vae_hunyuan",
-    "vae_cogvideox",
-    "vae_mochi",
-    "vae_cosmos",
-    "vae_allegro",
-    "vae_dc",
-    "vae_minimax",
-)
+# Modules of `architectures` by the table of work functions that they hold; those not needed are not imported.
+_ARCHITECTURES = {
+    "TRANSFORMERS": "wan ltx cosmos sana minimax hunyuan cogvideox mochi kandinsky generic",
+    "AUTOENCODERS": "vae_wan vae_ltx vae_hunyuan vae_cogvideox vae_mochi vae_cosmos vae_allegro vae_dc vae_minimax",
+    "ENCODERS": "encoders",
+}
 
 
 @dataclass(frozen=True)
@@ -124,19 +108,26 @@ def _folder() -> Any:
 
 
 @cache
+def _names() -> dict[str, None]:
+    """The catalogue's names: those of its files (`check_catalogue` holds the cards to that)."""
+    files = sorted(entry.name for entry in _folder().iterdir())
+    return dict.fromkeys(name.removesuffix(".toml") for name in files if name.endswith(".toml"))
+
+
+@cache
+def _card(name: str) -> Mapping[str, Any]:
+    return tomllib.loads(_folder().joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+
+
+@cache
 def cards() -> dict[str, Mapping[str, Any]]:
     """Every card of the catalogue as it is written, by name."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for entry in sorted(_folder().iterdir(), key=lambda entry: entry.name):
-        if entry.name.endswith(".toml"):
-            card = tomllib.loads(entry.read_text(encoding="utf-8"))
-            found[card["name"]] = card
-    return found
+    return {name: _card(name) for name in _names()}
 
 
 def model_names() -> list[str]:
     """The catalogue's names."""
-    return list(cards())
+    return list(_names())
 
 
 def _plain(text: str) -> str:
@@ -159,9 +150,10 @@ def load_model(text: str) -> Model:
     Raises:
         InvalidRequest: no such model; the nearest names are given.
     """
-    name = _by_alias().get(_plain(text))
+    # One card is read where the name is as the catalogue has it, all of them where it may be another name.
+    name = text if text in _names() else _by_alias().get(_plain(text))
     if name is not None:
-        return model_from(cards()[name], name)
+        return model_from(_card(name), name)
     path = Path(text)
     if path.is_dir() or path.is_file():
         return _from_path(path)
@@ -186,14 +178,16 @@ def _from_path(path: Path) -> Model:
         ) from None
 
 
+def _functions(kind: str) -> Iterator[dict[str, Callable[..., Any]]]:
+    """The work functions of a kind, module by module; what is not reached is not imported."""
+    for name in _ARCHITECTURES[kind].split():
+        yield getattr(import_module(f"sora_runtime.cost.architectures.{name}"), kind)
+
+
 @cache
 def registry(kind: str) -> dict[str, Callable[..., Any]]:
     """All work functions of a kind (TRANSFORMERS, AUTOENCODERS or ENCODERS) by class name."""
-    found: dict[str, Callable[..., Any]] = {}
-    for name in _ARCHITECTURES:
-        module = import_module(f"sora_runtime.cost.architectures.{name}")
-        found |= getattr(module, kind, {})
-    return found
+    return {name: function for functions in _functions(kind) for name, function in functions.items()}
 
 
 def model_from(card: Mapping[str, Any], origin: str) -> Model:
@@ -208,7 +202,9 @@ def model_from(card: Mapping[str, Any], origin: str) -> Model:
     """
     try:
         return _model(card, origin)
-    except (KeyError, TypeError, ValueError) as error:
+    except InvalidRequest:  # a ValueError too, and a whole sentence already
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InvalidRequest(
             f"model card {origin} has no usable field {error}; compare it with one of the catalogue"
         ) from None
@@ -217,12 +213,12 @@ def model_from(card: Mapping[str, Any], origin: str) -> Model:
 def _model(card: Mapping[str, Any], origin: str) -> Model:
     geometry, defaults, network = card["geometry"], card["defaults"], card["transformer"]
     config = network.get("config", {})
-    build = _known(registry("TRANSFORMERS"), network["class"], origin)
+    build = _known("TRANSFORMERS", network["class"], origin)
     transformer = build(config, Conditioning(network["text_tokens"], network.get("image_tokens", 0)))
     vae = card.get("vae", {"class": "unknown"})
     autoencoder = None
     if vae["class"] != "unknown":
-        autoencoder = _known(registry("AUTOENCODERS"), vae["class"], origin)(vae.get("config", {}))
+        autoencoder = _known("AUTOENCODERS", vae["class"], origin)(vae.get("config", {}))
     return Model(
         name=card["name"],
         title=card["title"],
@@ -270,7 +266,7 @@ def _defaults(defaults: Mapping[str, Any]) -> Defaults:
 
 
 def _encoder(card: Mapping[str, Any], origin: str) -> Encoder:
-    build = _known(registry("ENCODERS"), card["class"], origin)
+    build = _known("ENCODERS", card["class"], origin)
     return Encoder(build(card.get("config", {}), card["tokens"]), card.get("of", "text"))
 
 
@@ -287,10 +283,11 @@ def _width(config: Mapping[str, Any]) -> int:
     return int(config.get("num_attention_heads", 40)) * int(config.get("attention_head_dim", 128))
 
 
-def _known(functions: Mapping[str, Callable[..., Any]], name: str, origin: str) -> Callable[..., Any]:
-    if name in functions:
-        return functions[name]
+def _known(kind: str, name: str, origin: str) -> Callable[..., Any]:
+    for functions in _functions(kind):
+        if name in functions:
+            return functions[name]
     raise InvalidRequest(
         f"model card {origin} names the class {name!r}, whose work is not known; use one of "
-        f"{', '.join(sorted(functions))}"
+        f"{', '.join(sorted(registry(kind)))}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from sora_runtime.cost.hardware import Gpu
 from sora_runtime.cost.rates import Fit, Recorder
@@ -32,6 +33,7 @@ PART_SPREAD = {
 }
 
 
+@cache
 def part_of(stage: str, name: str) -> str:
     """The part of a clip that a class of a stage belongs to; "" varies with the rates alone."""
     if stage == "denoise" or name == "offload":
@@ -85,18 +87,20 @@ def median_and_gradient(
 
     `factors` multiply parts of the clip: what one installation is known to do differently.
     """
-    recorder = Recorder(rates)
 
-    def seconds_now() -> tuple[float, dict[str, Seconds]]:
-        stages = clip_seconds(clip, gpu, setting, recorder)
+    def seconds_at(values: Mapping[str, float]) -> tuple[float, dict[str, Seconds]]:
+        stages = clip_seconds(clip, gpu, setting, values)
         parts = part_seconds(stages, scope, clip.steps)
         return sum(value * (factors or {}).get(part, 1.0) for part, value in parts.items()), stages
 
-    seconds, stages = seconds_now()
+    recorder = Recorder(rates)
+    seconds, stages = seconds_at(recorder)
+    values = {name: rates[name] for name in recorder.asked}  # plain, for it is read thousands of times
     gradient = {}
-    for name in list(recorder.asked):
-        recorder.changed = (name, 1.0 + _STEP)
-        changed, _ = seconds_now()
+    for name, value in list(values.items()):
+        values[name] = value * (1.0 + _STEP)
+        changed, _ = seconds_at(values)
+        values[name] = value
         slope = math.log(changed / seconds) / math.log1p(_STEP)
         if slope:
             gradient[name] = slope

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from typing import Any
 
@@ -115,17 +115,15 @@ class Rates(Mapping[str, float]):
 
 
 class Recorder(Mapping[str, float]):
-    """Rates that note which of them were asked for, and may have one changed."""
+    """Rates that note which of them were asked for."""
 
     def __init__(self, rates: Mapping[str, float]) -> None:
         self.rates = rates
         self.asked: dict[str, None] = {}
-        self.changed = ("", 1.0)
 
     def __getitem__(self, name: str) -> float:
         self.asked[name] = None
-        value = self.rates[name]
-        return value * self.changed[1] if name == self.changed[0] else value
+        return self.rates[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.asked)
@@ -145,15 +143,27 @@ class Fit:
     row_spread: float  # relative, of one row
     about: Mapping[str, Any]
 
+    @cached_property
+    def _rates(self) -> Rates:
+        return Rates(dict(zip(self.names, self.logs, strict=True)))
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.names)}
+
     def rates(self) -> Rates:
         """The values."""
-        return Rates(dict(zip(self.names, self.logs, strict=True)))
+        return self._rates
 
     def variance(self, gradient: Mapping[str, float]) -> float:
         """Of the logarithm of a time with this gradient; parameters outside the fit add their prior's."""
-        index = {name: i for i, name in enumerate(self.names)}
+        index = self._index
         inside = [(index[name], slope) for name, slope in gradient.items() if name in index]
-        total = sum(a * b * self.covariance[i][j] for i, a in inside for j, b in inside)
+        total = 0.0
+        for i, a in inside:
+            row = self.covariance[i]
+            for j, b in inside:
+                total += a * b * row[j]
         outside = (slope * prior_of(name).spread for name, slope in gradient.items() if name not in index)
         return total + sum(value * value for value in outside)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from sora_runtime.cost.hardware import Gpu
 from sora_runtime.cost.settings import Setting
@@ -86,11 +87,11 @@ def linear_gain(gpu: Gpu, setting: Setting, rates: Mapping[str, float]) -> float
     return max(ratio * rates["precision." + precision], 0.1) * eager
 
 
-def attention_rate(gpu: Gpu, setting: Setting, rates: Mapping[str, float], head: int = 128) -> float:
-    """FLOP/s of attention, counted as if it were dense; sparse methods do only a part of it."""
+def attention_rate(matrix: float, gpu: Gpu, setting: Setting, rates: Mapping[str, float], head: int = 128) -> float:
+    """FLOP/s of attention beside `matrix` of matrix products, counted as if dense; sparse methods do a part of it."""
     kernel = setting.attention
     pair = rates[f"attention.pair.{kernel}.{gpu.architecture}"]
-    rate = matrix_rate(gpu, rates) * rates["attention." + kernel] * pair
+    rate = matrix * rates["attention." + kernel] * pair
     if head <= _SMALL_HEAD:
         rate *= rates["attention.head64"]
     if setting.attention_method:
@@ -115,7 +116,7 @@ def evaluation_seconds(
             (elements["linear"] * BF16_BYTES + weights) / bandwidth,
         ),
         "attention": soft_max(
-            flops["attention"] / attention_rate(gpu, setting, rates, head),
+            flops["attention"] / attention_rate(matrix, gpu, setting, rates, head),
             elements["attention"] * BF16_BYTES / bandwidth,
         ),
         "elementwise": elements["elementwise"] * BF16_BYTES * fusion / bandwidth,
@@ -244,10 +245,9 @@ def limit_seconds(clip: Clip, gpu: Gpu, precision: str, gpus: int) -> float:
     return total / gpus
 
 
+@lru_cache(maxsize=1024)
 def _plain(setting: Setting) -> Setting:
     """The setting of encoders and VAE: bf16 and eager, whatever the transformer is."""
-    from dataclasses import replace
-
     attention = "cpu" if setting.attention == "cpu" else "fa2"
     precision = setting.precision if setting.precision == "fp32" else "bf16"
     return replace(setting, precision=precision, attention=attention, attention_method="", attention_density=1.0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from sora_runtime.errors import InvalidRequest
 
@@ -79,6 +80,7 @@ class Setting:
     small_decoder: bool = False  # a distilled VAE decoder
 
 
+@lru_cache(maxsize=4096)
 def find_engine(text: str) -> Engine:
     """The engine that `text` names; a user's misspelling is refused by `parse_engine`."""
     lower = text.lower()
@@ -128,6 +130,7 @@ SPARSE = {
 }
 
 
+@lru_cache(maxsize=4096)
 def attention_in(text: str, architecture: str) -> str | None:
     """The attention kernel that `text` names, if it does."""
     lower = text.lower()
@@ -136,6 +139,7 @@ def attention_in(text: str, architecture: str) -> str | None:
     return next((name for name, words in _ATTENTION_WORDS if re.search(words, lower)), None)
 
 
+@lru_cache(maxsize=4096)
 def sparse_in(text: str) -> tuple[str, float]:
     """The sparse attention method that `text` names and the share of scores it computes; ("", 1) for none."""
     lower = text.lower()
@@ -164,6 +168,7 @@ _REUSE = {
 }
 
 
+@lru_cache(maxsize=4096)
 def reuse_in(text: str) -> tuple[str, float, float | None]:
     """The step-reuse method in `text`, its threshold, and the share of steps reused where it is said."""
     lower = text.lower()
@@ -180,6 +185,7 @@ def reuse_in(text: str) -> tuple[str, float, float | None]:
     return "", 0.0, None
 
 
+@lru_cache(maxsize=4096)
 def parallelism_in(text: str, gpus: int, *, guided: bool, engine: Engine) -> Parallelism:
     """How `gpus` GPUs share a clip, from what `text` says; Ulysses where it says nothing."""
     lower = text.lower()
@@ -229,6 +235,7 @@ _TORCHAO = {
 }
 
 
+@lru_cache(maxsize=4096)
 def precision_in(column: str, text: str) -> str:
     """The precision of the linear layers, from a precision column and what the optimisations say."""
     lower = text.lower()
