@@ -32,6 +32,7 @@ RANKS = [
     {"cost"},
     {"billing"},
     {"runtime"},
+    {"bench"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

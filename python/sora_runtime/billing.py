@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 import numpy as np
 
 from .bundle import Bundle
+from .cost.profile_path import default_path
 from .denoise import Conditions, DenoiseResult, Embeddings
 from .engines import onnxruntime
+from .forecast import Predicted
 from .machine import (
     DEFAULT_PRICE_SOURCE,
     default_usd_per_hour,
@@ -33,6 +35,8 @@ from .receipt import (
 from .request import ResolvedRequest
 from .sampling import SamplerProgram
 from .text import TextUse
+
+_NO_PROFILE = "no profile of this machine with so many threads; run `sora-bench calibrate`"
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ def write_receipt(record: Record) -> Receipt:
     tokens = request.geometry.tokens
     statistics = record.denoised.statistics
     video_seconds = request.geometry.shown_frames / request.fps
+    cost = _cost(request.price_per_hour, machine.cores, record.total, video_seconds)
+    predicted = _predicted(record, cost.usd_per_hour)
     return Receipt(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=ModelRecord(name=manifest.name, family=manifest.family, bundle_sha256=record.bundle.sha256),
@@ -81,10 +87,36 @@ def write_receipt(record: Record) -> Receipt:
         engine_seconds=(record.text.engine_seconds + record.denoised.engine_seconds + record.vae_engine_seconds),
         peak_host_memory_bytes=peak_host_memory_bytes(),
         video_seconds=video_seconds,
-        cost=_cost(request.price_per_hour, machine.cores, record.total, video_seconds),
+        cost=cost,
         hashes=_hashes(record),
-        reasons=_reasons(request, record.program),
+        predicted=predicted,
+        reasons=_reasons(request, record.program) | ({} if predicted else {"predicted": _NO_PROFILE}),
     )
+
+
+def _predicted(record: Record, usd_per_hour: float) -> Predicted | None:
+    """What the machine's profile says of this clip; the estimator is imported only where there is a profile."""
+    if not default_path().is_file():
+        return None
+    from .cost.clips import Shape
+    from .cost.on_machine import predicted_here
+
+    request, statistics = record.request, record.denoised.statistics
+    geometry, rows = request.geometry, len(record.program.rows)
+    shape = Shape(
+        width=geometry.width,
+        height=geometry.height,
+        frames=geometry.num_frames,
+        steps=rows,
+        guided=statistics.evaluations > rows,
+        image=request.image is not None,
+        prompts=record.text.misses,
+    )
+    found = predicted_here(record.bundle.root, shape, record.bundle.manifest.precision, record.num_threads)
+    if found is None:
+        return None
+    band, origin = found
+    return Predicted(seconds=band, usd_per_clip=band.p50 * usd_per_hour / 3600, origin=origin)
 
 
 def _seconds(record: Record) -> Seconds:
@@ -163,7 +195,8 @@ def _sha256(arrays: Conditions) -> str:
 
 
 def _reasons(request: ResolvedRequest, program: SamplerProgram) -> dict[str, str]:
-    reasons = {"seconds.encode_mp4": NOT_SAVED, "machine.gpu": "the engine ran on the CPU"}
+    reasons = {"seconds.encode_mp4": NOT_SAVED, "forecast": "measured, not estimated"}
+    reasons |= dict.fromkeys(("machine.gpu", "machine.gpu_count", "engine.attention"), "the engine ran on the CPU")
     if request.guidance_scale_2 is None:
         reasons["request.guidance_scale_2"] = "guidance_scale holds for every transformer"
     if request.image is None:

@@ -42,10 +42,17 @@ const answers = ASKS.map((ask) => {
     return { refused: error.message };
   }
 });
-const { scrollWidth, clientWidth } = document.documentElement;
-document.getElementById("answers").textContent = JSON.stringify({ answers, scrollWidth, clientWidth });
+document.getElementById("answers").textContent = JSON.stringify({ answers });
 </script>
 """
+
+# A window of the browser has a least width; a frame in it may be as narrow as a telephone.
+FRAME = """<!doctype html><body style="margin: 0">
+<iframe id="page" src="page.html" style="border: 0; width: WIDTHpx; height: 900px"></iframe><pre id="widths"></pre>
+<script>document.getElementById("page").addEventListener("load", ({ target }) => {
+  const { scrollWidth, clientWidth } = target.contentDocument.documentElement;
+  document.getElementById("widths").textContent = `${scrollWidth} ${clientWidth}`;
+});</script></body>"""
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +60,9 @@ def page() -> str:
     return explore_page(TODAY)
 
 
-def dom_of(page: str, folder: Path, fragment: str = "", width: int = 1280) -> str:
+def dom_of(page: str, folder: Path, fragment: str = "", name: str = "page.html") -> str:
     """The document after its scripts have run."""
-    path = folder / "page.html"
+    path = folder / name
     path.write_text(page, encoding="utf-8")
     command = [
         str(BROWSER),
@@ -64,16 +71,17 @@ def dom_of(page: str, folder: Path, fragment: str = "", width: int = 1280) -> st
         "--disable-gpu",
         "--disable-dev-shm-usage",
         f"--user-data-dir={folder / 'profile'}",
-        f"--window-size={width},900",
+        "--window-size=1280,900",
+        "--allow-file-access-from-files",  # else a page from disk may not look into its own frame
         "--dump-dom",
         path.as_uri() + fragment,
     ]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def answers_to(asks: list[dict[str, object]], page: str, folder: Path, width: int = 1280) -> dict[str, object]:
+def answers_to(asks: list[dict[str, object]], page: str, folder: Path) -> dict[str, object]:
     script = ANSWER.replace("ASKS", json.dumps(asks))
-    dom = dom_of(page.replace("</body>", script + "</body>"), folder, width=width)
+    dom = dom_of(page.replace("</body>", script + "</body>"), folder)
     return json.loads(html.unescape(re.search(r'<pre id="answers">(.*?)</pre>', dom, re.DOTALL)[1]))
 
 
@@ -113,9 +121,7 @@ def figures(estimate: Estimate) -> dict[str, float]:
     prediction, money = estimate.prediction, estimate.money
     memory = memory_of(estimate.model, estimate.clip, estimate.gpu, replace(estimate.setting, offload=""))
     found = {"p10": prediction.p10, "p50": prediction.p50, "p90": prediction.p90, "tokens": estimate.clip.tokens}
-    found["limit"] = limit_seconds(
-        estimate.clip, estimate.gpu, estimate.setting.precision, estimate.ask.gpu_count
-    )
+    found["limit"] = limit_seconds(estimate.clip, estimate.gpu, estimate.setting.precision, estimate.ask.gpu_count)
     found |= {f"memory {name}": getattr(memory, name) for name in ("weights", "activations", "resident", "peak")}
     for stage, seconds in prediction.stages.items():
         found |= {f"{stage} {name}": value for name, value in seconds.items()}
@@ -204,7 +210,8 @@ def test_the_page_refuses_in_the_same_sentence(page: str, tmp_path: Path) -> Non
 def test_the_address_keeps_the_state_and_the_page_shows_its_numbers(page: str, tmp_path: Path) -> None:
     state = "#model=wan2.2-ti2v-5b&gpu=rtx-4090&seconds=3&price=0.45&utilisation=0.8&guidance=false"
     dom = dom_of(page, tmp_path, state)
-    ask = Ask("wan2.2-ti2v-5b", gpu="rtx-4090", seconds=3, price=0.45, guidance_scale=1, assumptions={"utilisation": 0.8})
+    assumptions = {"utilisation": 0.8}
+    ask = Ask("wan2.2-ti2v-5b", gpu="rtx-4090", seconds=3, price=0.45, guidance_scale=1, assumptions=assumptions)
     shown = re.search(r'id="usd-per-second">\$([\d.,]+)<', dom)[1]
     assert float(shown.replace(",", "")) == float(f"{estimate_of(ask).money.usd_per_second:.4g}")
     assert f'href="{state.replace("&", "&amp;")}"' in dom
@@ -221,8 +228,10 @@ def test_a_bad_state_is_answered_with_a_sentence(page: str, tmp_path: Path) -> N
 @browser
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_wider_than_the_window(page: str, tmp_path: Path, width: int) -> None:
-    measured = answers_to([], page, tmp_path, width=width)
-    assert measured["scrollWidth"] <= measured["clientWidth"] <= width
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    dom = dom_of(FRAME.replace("WIDTH", str(width)), tmp_path, name="frame.html")
+    scroll, client = map(int, re.search(r'<pre id="widths">(\d+) (\d+)<', dom).groups())
+    assert scroll <= client <= width
 
 
 def test_the_page_is_one_small_file_that_loads_nothing(page: str) -> None:

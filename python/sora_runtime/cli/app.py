@@ -12,10 +12,18 @@ from typer.core import TyperGroup
 
 from sora_runtime import __version__
 from sora_runtime.cli.build import build
+from sora_runtime.cli.calibrate import calibrate
+from sora_runtime.cli.catalogue import catalogue_app
 from sora_runtime.cli.check import check
+from sora_runtime.cli.claims import claims
+from sora_runtime.cli.compare import compare
 from sora_runtime.cli.engines import engines
+from sora_runtime.cli.estimate import estimate
+from sora_runtime.cli.explore import explore
 from sora_runtime.cli.inspect import inspect
+from sora_runtime.cli.plan import plan
 from sora_runtime.cli.run import run
+from sora_runtime.cli.validate import validate
 from sora_runtime.errors import Cancelled, InvalidRequest, SoraError
 
 EXIT_FAILURE = 1
@@ -63,11 +71,20 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(no_args_is_help=True)(run)
-app.command(no_args_is_help=True)(build)
-app.command(no_args_is_help=True)(inspect)
-app.command(no_args_is_help=True)(check)
-app.command()(engines)
+_MAKE, _PRICE = "Make clips", "Know the price"
+app.command(no_args_is_help=True, rich_help_panel=_MAKE)(run)
+app.command(no_args_is_help=True, rich_help_panel=_MAKE)(build)
+app.command(no_args_is_help=True, rich_help_panel=_MAKE)(inspect)
+app.command(no_args_is_help=True, rich_help_panel=_MAKE)(check)
+app.command(rich_help_panel=_MAKE)(engines)
+app.command(no_args_is_help=True, rich_help_panel=_PRICE)(estimate)
+app.command(no_args_is_help=True, rich_help_panel=_PRICE)(compare)
+app.command(no_args_is_help=True, rich_help_panel=_PRICE)(plan)
+app.command(rich_help_panel=_PRICE)(explore)
+app.command(rich_help_panel=_PRICE)(claims)
+app.command(rich_help_panel=_PRICE)(validate)
+app.command(rich_help_panel=_PRICE)(calibrate)
+app.add_typer(catalogue_app, name="catalogue", rich_help_panel=_PRICE)
 
 
 @app.callback()

@@ -14,7 +14,9 @@ def explore(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.", metavar="FILE")] = Path("explore.html"),
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", help="Also offer this model card, bundle or checkpoint; may be repeated.", metavar="PATH"),
+        typer.Option(
+            "--model", help="Also offer this model card, bundle or checkpoint; may be repeated.", metavar="PATH"
+        ),
     ] = None,
 ) -> None:
     """Write a page that shows what a clip costs as its settings change; it needs no network."""

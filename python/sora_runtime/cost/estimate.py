@@ -16,6 +16,7 @@ from sora_runtime.cost.memory import memory_of
 from sora_runtime.cost.models import Model, load_model
 from sora_runtime.cost.money import DEFAULTS as MONEY_DEFAULTS
 from sora_runtime.cost.money import Assumptions, MoneyRecord, cost_of_clip, owned_price
+from sora_runtime.cost.on_machine import OnMachine, is_this_machine
 from sora_runtime.cost.predict import Prediction, predict
 from sora_runtime.cost.prices import ChosenPrice, NoPrice, usd_per_hour
 from sora_runtime.cost.rates import fitted
@@ -110,20 +111,30 @@ def estimate_of(ask: Ask) -> Estimate:
         InvalidRequest: anything that is not a clip, a model, a GPU, a price.
     """
     ask = checked(ask)
-    model, gpu = _model(ask.model), find_gpu(ask.gpu)
-    if not 1 <= ask.gpu_count <= MOST_GPUS:
-        raise InvalidRequest(f"gpu count = {ask.gpu_count} is out of range; use 1 to {MOST_GPUS}")
+    here = OnMachine.here() if is_this_machine(ask.gpu) else None
+    model, gpu = _model(ask.model), here.profile.gpu if here else find_gpu(ask.gpu)
+    most = 1 if here else MOST_GPUS
+    if not 1 <= ask.gpu_count <= most:
+        raise InvalidRequest(f"gpu count = {ask.gpu_count} is out of range; use {'1 to ' if most > 1 else ''}{most}")
     assumptions = MONEY_DEFAULTS.with_overrides(ask.assumptions)
-    price = _price(ask, gpu, assumptions)
+    rented = here is not None and ask.price is None and assumptions.capital_price <= 0
+    price = here.price if here and rented else _price(ask, gpu, assumptions)
     shape, fps = _shape(ask, model)
     geometry, clip = clip_of(model, shape)
     setting, assumed = _setting(ask, model, gpu, guided=shape.guided)
+    if here:
+        setting, assumed = here.setting(ask.precision, setting)
     memory = memory_of(model, clip, gpu, setting)
     if memory.offload and not setting.offload:
         setting = replace(setting, offload=memory.offload)
         assumed = (*assumed, ("offload", memory.offload, f"{memory.resident / 1e9:.0f} GB do not fit on the GPU"))
     unsaid = ("attention",) if not setting.attention_stated and gpu.architecture in {"hopper", "blackwell"} else ()
-    prediction = predict(clip, gpu, setting, fitted(), assumed=unsaid)
+    if here:
+        prediction = here.predict(model, shape, setting)
+        reasons = prediction.reasons
+    else:
+        prediction = predict(clip, gpu, setting, fitted(), assumed=unsaid)
+        reasons = tuple(reasons_of(model, gpu, setting, prediction, fitted(), unsaid))
     return Estimate(
         ask,
         model,
@@ -135,7 +146,7 @@ def estimate_of(ask: Ask) -> Estimate:
         setting,
         prediction,
         None if price is None else _money(ask, gpu, price, shape.frames / fps, prediction, assumptions),
-        tuple(reasons_of(model, gpu, setting, prediction, fitted(), unsaid)),
+        reasons,
         (*assumed, *_defaults(ask)),
     )
 

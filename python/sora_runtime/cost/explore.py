@@ -60,7 +60,9 @@ def explore_data(today: str, own_models: Sequence[str] = ()) -> Json:
         "today": today,
         "constants": _constants(),
         "limits": _limits(),
-        "engines": {engine.name: {"compiled": engine.compiled, "current": engine.current} for engine in settings.ENGINES},
+        "engines": {
+            engine.name: {"compiled": engine.compiled, "current": engine.current} for engine in settings.ENGINES
+        },
         "precisions": list(settings.PRECISIONS),
         "attentions": list(settings.ATTENTIONS),
         "models": {model.name: _model(model, pool, kernels) for model in models},
@@ -93,6 +95,7 @@ def _constants() -> Json:
         "step": predict._STEP,
         "attention_spread": predict.ASSUMED_SPREAD["attention"],
         "part_spread": predict.PART_SPREAD,
+        "split_spread": predict.SPLIT_SPREAD,
     }
 
 
@@ -178,7 +181,8 @@ def _usual_kernels(model: Model) -> Json:
     architectures = sorted({gpu.architecture for gpu in gpus().values()})
     return {
         engine.name: {
-            name: settings.default_attention(engine, name, model.released, masked=model.masked) for name in architectures
+            name: settings.default_attention(engine, name, model.released, masked=model.masked)
+            for name in architectures
         }
         for engine in settings.ENGINES
     }

@@ -19,7 +19,7 @@ from sora_runtime.cost.rows import Case
 
 ROW_SPREAD = 0.10  # of one row about its source, before it is estimated
 # Of whole sources; chosen so that four in five rows of a source left out lie in their band.
-SOURCE_SPREAD = 0.15
+SOURCE_SPREAD = 0.13
 _HUBER = 1.5  # spreads; beyond it a row pulls with constant force
 _ROUNDS = 10
 _CLOSE = 3e-3

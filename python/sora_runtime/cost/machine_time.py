@@ -96,7 +96,7 @@ def transformer_seconds(networks: Networks, sizes: Sizes, profile: Profile, prec
     machine, work = _Machine(profile, precision), networks.transformer
     seconds = {"linear": 0.0, "attention": 0.0, "convolution": 0.0, "elementwise": 0.0}
     for term in work.terms:
-        flops, elements = (value * sizes.product(term.of) for value in (term.flops, term.elements))
+        flops = term.flops * sizes.product(term.of)
         if term.operator == "linear" and flops:
             if term.of:
                 width = term.flops / term.elements

@@ -29,14 +29,18 @@ PART_SPREAD = {
     "overhead": 0.7,
     "communication": 0.4,
     "offload": 0.6,
+    "load": 0.5,
     "elementwise": 0.25,
 }
+
+# Of a clip that several GPUs share, for each doubling of their number: what waits for what is seldom stated.
+SPLIT_SPREAD = 0.08
 
 
 @cache
 def part_of(stage: str, name: str) -> str:
     """The part of a clip that a class of a stage belongs to; "" varies with the rates alone."""
-    if stage == "denoise" or name == "offload":
+    if stage == "denoise" or name in {"offload", "load"}:
         return name if name in PART_SPREAD else ""
     return stage
 
@@ -115,7 +119,7 @@ def predict(
     seconds, gradient, stages = median_and_gradient(clip, gpu, setting, rates, scope)
     variance = fit.variance(gradient) + fit.source_spread**2 + fit.row_spread**2
     parts = part_seconds(stages, scope, clip.steps)
-    variance += part_variance(parts)
+    variance += part_variance(parts) + (SPLIT_SPREAD * math.log2(setting.parallelism.gpus)) ** 2
     for name in assumed:
         variance += (ASSUMED_SPREAD[name] * _weight(name, stages, sum(parts.values()))) ** 2
     factor = math.exp(Z90 * math.sqrt(variance))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sora_runtime.cost.hardware import Gpu
+from sora_runtime.cost.profile_path import default_path
 from sora_runtime.cost.rates import Fit
 from sora_runtime.errors import InvalidRequest, OutputError
 from sora_runtime.machine import Machine, this_machine
@@ -45,7 +46,7 @@ class Table:
             raise ValueError(f"a table of {sizes} has {len(self.values)} values")
 
     def at(self, **point: float) -> float:
-        """Interpolated between the neighbours in the logarithms of sizes and value; beyond the ends, the end's value."""
+        """Interpolated between neighbours in the logarithms of sizes and value; beyond the ends, the end's value."""
         corners = [_between(points, point[name]) for name, points in self.axes.items()]
         strides = [1]
         for points in reversed(list(self.axes.values())[1:]):
@@ -89,8 +90,8 @@ class Profile:
         if (here.cpu, here.cores) == (self.machine.cpu, self.machine.cores):
             return None
         return (
-            f"the machine profile was made on {self.machine.cpu} with {self.machine.cores} cores and this is {here.cpu} "
-            f"with {here.cores}; run `sora-bench calibrate` here for estimates of this machine"
+            f"the machine profile was made on {self.machine.cpu} with {self.machine.cores} cores and this is "
+            f"{here.cpu} with {here.cores}; run `sora-bench calibrate` here for estimates of this machine"
         )
 
     @property
@@ -145,12 +146,6 @@ class Profile:
         logs = tuple(math.log(value) for value in values.values())
         about = {"source": "sora-bench calibrate", "created": self.created, "cpu": self.machine.cpu}
         return Fit(names, logs, covariance, SOURCE_SPREAD, ROW_SPREAD, about)
-
-
-def default_path() -> Path:
-    """`$XDG_CACHE_HOME/sora-runtime/machine.json`, or the same under `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sora-runtime" / "machine.json"
 
 
 def load_profile(path: str | os.PathLike[str] | None = None) -> Profile:

@@ -82,6 +82,7 @@ PRIORS: dict[str, Prior] = {
     "link.pcie": Prior(0.45, 0.30, "of bandwidth", "collectives"),
     "collective": Prior(60e-6, 0.70, "s", "start of one collective"),
     "split": Prior(1.05, 0.05, "factor per doubling", "smaller pieces and waiting, in GPU work"),
+    "load": Prior(2.5, 0.60, "GB/s", "weights read from disk, where a time includes it"),
     "offload.model": Prior(3.0, 0.70, "GB/s", "weights brought to the GPU for each clip"),
     "offload.block": Prior(20.0, 0.50, "GB/s", "weights streamed in each evaluation, behind the work"),
 }

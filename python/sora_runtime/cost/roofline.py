@@ -203,9 +203,11 @@ def clip_seconds(clip: Clip, gpu: Gpu, setting: Setting, rates: Mapping[str, flo
         decode = evaluation_seconds(clip.decoder, gpu, plain, rates, split=split)
         _add(stages["vae_decode"], decode, 0.1 if setting.small_decoder else 1)
     stages["clip"] = {"overhead": rates["clip"] * rates["clip." + setting.engine.name]}
+    weights = clip.transformer.parameters + sum(work.parameters for work in clip.conditioners)
     if setting.offload == "model":
-        weights = clip.transformer.parameters + sum(work.parameters for work in clip.conditioners)
         stages["clip"]["offload"] = weights * BF16_BYTES / (rates["offload.model"] * 1e9)
+    if setting.loads:
+        stages["clip"]["load"] = weights * BF16_BYTES / (rates["load"] * 1e9)
     return stages
 
 

@@ -132,6 +132,7 @@ def _setting(row: Mapping[str, str], model: Model, gpu: Gpu, count: int, *, guid
         parallelism=settings.parallelism_in(text, count, guided=guided, engine=engine),
         offload=offload,
         small_decoder="taehv" in lower or "tiny vae" in lower,
+        loads="load included" in lower,
     )
 
 

@@ -78,6 +78,7 @@ class Setting:
     parallelism: Parallelism = field(default_factory=Parallelism)
     offload: str = ""  # "", model (moved once a clip) or block (streamed in every evaluation)
     small_decoder: bool = False  # a distilled VAE decoder
+    loads: bool = False  # the time holds the reading of the weights from disk too
 
 
 @lru_cache(maxsize=4096)

@@ -133,6 +133,8 @@ function predict(clip, gpu, setting, band) {
     gradient.push([name, Math.log(sum(now().parts) / seconds) / Math.log1p(CONSTANTS.step)]);
   }
   let variance = rateVariance(gradient) + DATA.fit.source_spread ** 2 + DATA.fit.row_spread ** 2;
+  const { cfg, ulysses } = setting.parallelism;
+  variance += (CONSTANTS.split_spread * Math.log2(cfg * ulysses)) ** 2;
   for (const [part, value] of Object.entries(parts)) {
     if (part) variance += ((value / seconds) * CONSTANTS.part_spread[part]) ** 2;
   }

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from sora_runtime.cost.onnx_bytes import GraphBytes
+from sora_runtime.bench.onnx_bytes import GraphBytes
 
 MICROSOFT = "com.microsoft"
 SPREAD = 4  # of the feed-forward layer
@@ -117,8 +117,8 @@ def block_rest(tokens: int, width: int, head_channels: int) -> bytes:
 
     ends = [graph.node("LayerNormalization", stream, scale, shift, axis=-1)]
     for x in (queries, keys):
-        x = graph.node("Reshape", graph.node("RMSNormalization", x, vector(), axis=-1), batch)
-        ends.append(graph.node("RotaryEmbedding", x, *angles, interleaved=1, num_heads=width // head_channels))
+        heads = graph.node("Reshape", graph.node("RMSNormalization", x, vector(), axis=-1), batch)
+        ends.append(graph.node("RotaryEmbedding", heads, *angles, interleaved=1, num_heads=width // head_channels))
     stream = graph.node("Add", stream, graph.node("Mul", attended, gate))
     ends.append(graph.node("LayerNormalization", stream, vector(), vector(), axis=-1))
     ends.append(graph.node("Reshape", graph.node("RMSNormalization", crossed, vector(), axis=-1), batch))

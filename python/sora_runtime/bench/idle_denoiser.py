@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sora_runtime.cost.onnx_bytes import GraphBytes
+from sora_runtime.bench.onnx_bytes import GraphBytes
 from sora_runtime.denoise import Denoiser, Embeddings
 from sora_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from sora_runtime.sampling import Euler, FlowSchedule, Guidance, compile_program

@@ -7,12 +7,10 @@ grid; their rates become the tables of a profile.
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -22,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sora_runtime import __version__
-from sora_runtime.cost import micro_graphs as graphs
+from sora_runtime.bench import micro_graphs as graphs
+from sora_runtime.bench.samples import Load, Samples
 from sora_runtime.cost.architectures.common import Conditioning
 from sora_runtime.cost.architectures.vae_common import SCALED_RMS_NORM, AutoencoderBuilder
 from sora_runtime.cost.architectures.wan import wan_transformer
@@ -37,8 +36,6 @@ BUDGET = 50.0  # seconds; graphs that are left when they are over are not measur
 PASSES = 8  # over all graphs: whatever else the machine does for a while does not fall on a graph alone
 SHARE, LEAST, MOST = 0.02, 2, 12  # seconds and repeats of one graph in one pass
 ENOUGH = 4  # undisturbed repeats, after two passes
-GROUP = 1e-3  # seconds of a repeat; a shorter graph runs several times
-TOLERANCE = 0.02  # share of its time that a repeat may have waited
 
 Axes = dict[str, tuple[float, ...]]
 Point = dict[str, float]
@@ -136,71 +133,6 @@ def map_elements(channels: int, positions: int) -> float:
     return builder.build().elements(Sizes(1, positions, 1))["elementwise"] / 2.0
 
 
-class _Load:
-    """How much of the processors other programs take, from /proc/stat."""
-
-    def __init__(self) -> None:
-        self._start = self._now()
-
-    @staticmethod
-    def _now() -> tuple[float, float, float] | None:
-        """Busy time of all processors, all time of all processors, time of this process."""
-        try:
-            fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
-            ticks = [float(value) / os.sysconf("SC_CLK_TCK") for value in fields]
-        except (OSError, ValueError):
-            return None
-        return sum(ticks) - ticks[3] - ticks[4], sum(ticks), time.process_time()
-
-    def others(self) -> float | None:
-        """Since the start; None where the system does not say."""
-        now = self._now()
-        if now is None or self._start is None:
-            return None
-        busy, whole, own = (after - before for after, before in zip(now, self._start, strict=True))
-        return min(max((busy - own) / max(whole, 1e-9), 0.0), 1.0)
-
-
-def waited() -> float:
-    """Seconds that the threads of this process have been ready to run while other programs had the processors.
-
-    From Linux's /proc/self/task/*/schedstat; 0 where there is none.
-    """
-    total = 0
-    for file in Path("/proc/self/task").glob("*/schedstat"):
-        with suppress(OSError, ValueError, IndexError):  # a thread may end meanwhile
-            total += int(file.read_text(encoding="ascii").split()[1])
-    return total / 1e9
-
-
-@dataclass
-class Samples:
-    """Repeats of one thing; those that stood in line behind another program are left out while better ones exist."""
-
-    seconds: list[float] = field(default_factory=list)
-    waits: list[float] = field(default_factory=list)  # share of each
-
-    def add(self, run: Callable[[], object]) -> None:
-        """Runs for a millisecond, at least once, and notes the mean."""
-        count, before, start = 0, waited(), time.perf_counter()
-        while True:
-            run()
-            count, taken = count + 1, time.perf_counter() - start
-            if taken > GROUP:
-                break
-        self.seconds.append(taken / count)
-        self.waits.append((waited() - before) / taken)
-
-    @property
-    def clean(self) -> list[float]:
-        """Seconds of the repeats that had the processors to themselves."""
-        return [taken for taken, share in zip(self.seconds, self.waits, strict=True) if share <= TOLERANCE]
-
-    def typical(self) -> float:
-        """Median seconds on a quiet machine; of a busy one, the best there is."""
-        return float(np.median(self.clean)) if self.clean else min(self.seconds)
-
-
 class _Timer:
     """Runs graphs on the engine until the time is over."""
 
@@ -270,7 +202,7 @@ def _table(name: str, wanted: list[Shape], seconds: list[float]) -> Table:
 
 def sampler_seconds(num_threads: int) -> dict[str, float]:
     """A sampler step beside the network: a denoiser whose network does nothing, at two sizes of latents."""
-    from sora_runtime.cost.idle_denoiser import step_seconds
+    from sora_runtime.bench.idle_denoiser import step_seconds
 
     small, large = (4, 8, 8), (8, 48, 48)
     elements = [16.0 * math.prod(shape) for shape in (small, large)]
@@ -302,7 +234,7 @@ def calibrate(
         on_progress: called with (graphs measured, graphs).
     """
     threads = available_cores() if num_threads is None else num_threads
-    start, load = time.perf_counter(), _Load()
+    start, load = time.perf_counter(), Load()
     constants = sampler_seconds(threads) | {"clip": clip_seconds(threads)}
     tables, disturbed = measure(threads, on_progress)
     blocks = tables["rest.transformer"]

@@ -1,0 +1,190 @@
+"""What a calibrated machine's profile predicts against what is then measured there: `python -m benchmarks.calibrated`.
+
+wan-pocket makes whole clips; a two-layer transformer of the width of Wan 2.1 1.3B (random weights, which cost what
+trained ones cost) runs whole trajectories of the sampler. Both at five sizes, five numbers of steps and in fp32 and
+int8. Nothing that is predicted here was run by the calibration. The machine must be quiet: a repeat that other
+programs disturbed is left out while undisturbed ones exist.
+"""
+
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.int8_forward import BASELINE, OURS, Size, export_graphs, make_inputs, make_model
+from sora_export.bundle_from_checkpoint import build_bundle
+from sora_export.convert_bundle import convert_bundle
+from sora_export.precision import Precision
+from sora_runtime import Runtime
+from sora_runtime.bench.calibrate import calibrate
+from sora_runtime.bench.samples import Samples
+from sora_runtime.bundle import find_bundle
+from sora_runtime.cost.architectures.common import Conditioning
+from sora_runtime.cost.architectures.wan import wan_transformer
+from sora_runtime.cost.clips import Shape
+from sora_runtime.cost.machine_time import Networks, Run, predict_on_machine
+from sora_runtime.cost.models import load_model
+from sora_runtime.cost.on_machine import OnMachine
+from sora_runtime.cost.predict import Prediction
+from sora_runtime.cost.profile import Profile
+from sora_runtime.cost.settings import Setting
+from sora_runtime.cost.work import Sizes
+from sora_runtime.denoise import Denoiser, Embeddings
+from sora_runtime.engines.onnxruntime import OnnxRuntimeEngine
+from sora_runtime.machine import available_cores
+from sora_runtime.sampling import Euler, FlowSchedule, Guidance, compile_program
+
+POCKET_SIZES = ((64, 64), (64, 96), (96, 96), (96, 128), (128, 160))  # height and width
+FRAMES = 25
+POCKET_STEPS = (2, 4, 8, 12, 20)
+WIDE_LATENTS = ((1, 32, 32), (3, 32, 32), (5, 32, 32), (5, 40, 40), (9, 32, 32))  # frames, rows, columns
+WIDE_STEPS = (1, 2, 3, 4, 6)
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting: seconds of wall clock."""
+
+    model: str
+    size: str
+    steps: int
+    precision: str
+    p10: float
+    p50: float
+    p90: float
+    seconds: float
+
+    @property
+    def error(self) -> float:
+        """Relative to the measurement."""
+        return self.p50 / self.seconds - 1.0
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Median seconds of the undisturbed repeats."""
+    samples = Samples()
+    for _ in range(REPEATS):
+        samples.add(run)
+    return samples.typical()
+
+
+def row(model: str, size: str, steps: int, precision: str, found: Prediction, seconds: float) -> Row:
+    """One setting's record."""
+    made = Row(model, size, steps, precision, found.p10, found.p50, found.p90, seconds)
+    print(f"{model} {size} {steps} steps {precision}: {found.p50:.4g} s, measured {seconds:.4g} s, {made.error:+.1%}")
+    return made
+
+
+def pocket(profile: Profile, folder: Path) -> Iterator[Row]:
+    """Whole clips of wan-pocket with guidance; their prompt is in the cache."""
+    shipped = find_bundle("wan-pocket")
+    fp32 = build_bundle(shipped, folder / "fp32", POCKET_SIZES, [FRAMES], tasks=["t2v"], check_parity=False)
+    int8 = convert_bundle(fp32, folder / "int8", Precision.INT8, "onnxruntime", None, lambda _: None)
+    here = OnMachine(profile)
+    for bundle, precision in ((fp32, "fp32"), (int8, "int8")):
+        model, (setting, _) = load_model(str(bundle)), here.setting(precision, Setting())
+        for height, width in POCKET_SIZES:
+            with Runtime.load(bundle) as runtime:
+                settings = {"height": height, "width": width, "num_frames": FRAMES}
+                runtime.generate("a red circle", num_inference_steps=1, **settings)
+                for steps in POCKET_STEPS:
+                    seconds = timed(
+                        lambda steps=steps: runtime.generate("a red circle", num_inference_steps=steps, **settings)
+                    )
+                    shape = Shape(width, height, FRAMES, steps, guided=True, prompts=0)
+                    yield row(
+                        "wan-pocket",
+                        f"{width}x{height}x{FRAMES}",
+                        steps,
+                        precision,
+                        here.predict(model, shape, setting),
+                        seconds,
+                    )
+
+
+def wide(profile: Profile, folder: Path) -> Iterator[Row]:
+    """Trajectories of the two-layer transformer, without guidance and without a VAE."""
+    model = make_model(Size())
+    config = {key: value for key, value in dict(model.config).items() if not key.startswith("_")}
+    here = OnMachine(profile)
+    for latents in WIDE_LATENTS:
+        size = Size(latent_shape=latents)
+        place = folder / "x".join(map(str, latents))
+        place.mkdir()
+        graphs = export_graphs(model, size, make_inputs(size), place)
+        networks = Networks(
+            transformer=wan_transformer(config, Conditioning(size.text_tokens)),
+            width=size.heads * size.head_channels,
+            head_channels=size.head_channels,
+            text_tokens=size.text_tokens,
+        )
+        for graph, precision in ((BASELINE, "fp32"), (OURS, "int8")):
+            setting, _ = here.setting(precision, Setting())
+            for steps, seconds in _trajectories(graphs[graph], size):
+                sizes = Sizes(size.tokens, latents[1] * latents[2], latents[0])
+                found = predict_on_machine(networks, Run(sizes, steps), setting, profile, scope="denoise_only")
+                yield row("wan 1.3B, 2 layers", "x".join(map(str, latents)), steps, precision, found, seconds)
+
+
+def _trajectories(graph: Path, size: Size) -> Iterator[tuple[int, float]]:
+    threads = available_cores()
+    denoiser = Denoiser([OnnxRuntimeEngine(graph, num_threads=threads)], num_threads=threads)
+    texts = {"encoder_hidden_states": make_inputs(size)["encoder_hidden_states"]}
+    noise = np.random.default_rng(0).standard_normal((1, 16, *size.latent_shape), np.float32)
+    try:
+        for turn, steps in enumerate((WIDE_STEPS[0], *WIDE_STEPS)):  # the first turn only warms up
+            program = compile_program(Euler(), FlowSchedule(), steps, Guidance(scale=1.0))
+            embeddings = Embeddings(texts)
+            seconds = timed(
+                lambda program=program, embeddings=embeddings: denoiser.run(
+                    program, embeddings, noise, noise=None, on_step=None, cancel=None
+                )
+            )
+            if turn:
+                yield steps, seconds
+    finally:
+        denoiser.close()
+
+
+def measure() -> dict[str, Any]:
+    """Calibrate, then predict and measure every setting."""
+    profile = calibrate()
+    print(f"calibrated in {profile.seconds:.0f} s; other programs took {profile.others or 0:.1%}")
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "wide").mkdir()
+        rows = [*pocket(profile, Path(name)), *wide(profile, Path(name) / "wide")]
+    return {
+        "machine": asdict(profile.machine),
+        "num_threads": profile.num_threads,
+        "calibration_seconds": profile.seconds,
+        "others": profile.others,
+        "rows": [asdict(each) | {"error": each.error} for each in rows],
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Errors by model and precision in Markdown."""
+    lines = ["| | settings | median error | worst error | in the p10-p90 band |", "|---|---|---|---|---|"]
+    rows = result["rows"]
+    for model in dict.fromkeys(each["model"] for each in rows):
+        for precision in ("fp32", "int8"):
+            own = [each for each in rows if (each["model"], each["precision"]) == (model, precision)]
+            errors = [abs(each["error"]) for each in own]
+            inside = sum(each["p10"] <= each["seconds"] <= each["p90"] for each in own)
+            lines.append(
+                f"| {model}, {precision} | {len(own)} | {statistics.median(errors):.1%} | {max(errors):.1%} "
+                f"| {inside} of {len(own)} |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    measured = measure()
+    print(table(measured))
+    print(json.dumps({"calibration_seconds": measured["calibration_seconds"]}))
