@@ -49,8 +49,12 @@ $(VENV)/.run: $(SOURCES) | $(BIN)/python
 	  $$(test -e $(VENV)/.test && echo '--editable .[test,export]' || echo .)
 	@mkdir -p out && touch $@
 
-# Editable, with what the tests and the export need.
+# Editable, with what the tests and the export need; and a browser, in which the page of `sora-bench explore` is tested.
 $(VENV)/.test: pyproject.toml CMakeLists.txt $(shell find csrc -type f) | $(BIN)/python
+	@command -v chromium chromium-browser google-chrome > /dev/null \
+	  || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null && apt-get -qq update \
+	       && apt-get -qq install --yes --no-install-recommends chromium > /dev/null; } \
+	  || echo "no Chromium: the tests of the page of sora-bench explore are left out"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test,export]"
 	@mkdir -p build out && touch $@ $(VENV)/.run
 

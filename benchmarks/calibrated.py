@@ -95,7 +95,9 @@ def pocket(profile: Profile, folder: Path) -> Iterator[Row]:
                 runtime.generate("a red circle", num_inference_steps=1, **settings)
                 for steps in POCKET_STEPS:
                     seconds = timed(
-                        lambda steps=steps: runtime.generate("a red circle", num_inference_steps=steps, **settings)
+                        lambda steps=steps, settings=settings: runtime.generate(
+                            "a red circle", num_inference_steps=steps, **settings
+                        )
                     )
                     shape = Shape(width, height, FRAMES, steps, guided=True, prompts=0)
                     yield row(

@@ -24,9 +24,8 @@ COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if l
 
 def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        arguments, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
-    )
+    own = {"PATH": path, "XDG_CACHE_HOME": str(folder / "cache")}  # a profile of a busy machine stays in the test
+    return subprocess.run(arguments, cwd=folder, env={**os.environ, **own}, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

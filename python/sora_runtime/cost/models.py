@@ -145,7 +145,7 @@ def _by_alias() -> dict[str, str]:
 
 @cache
 def load_model(text: str) -> Model:
-    """A model by its name in the catalogue, another name of it, or the path of a card, bundle or checkpoint.
+    """A model by its name in the catalogue, another name of it, a shipped bundle's, or a card's or folder's path.
 
     Raises:
         InvalidRequest: no such model; the nearest names are given.
@@ -154,7 +154,7 @@ def load_model(text: str) -> Model:
     name = text if text in _names() else _by_alias().get(_plain(text))
     if name is not None:
         return model_from(_card(name), name)
-    path = Path(text)
+    path = _shipped(text) or Path(text)
     if path.is_dir() or path.is_file():
         return _from_path(path)
     nearest = difflib.get_close_matches(_plain(text), _by_alias(), n=3, cutoff=0.4)
@@ -163,6 +163,12 @@ def load_model(text: str) -> Model:
         f"model = {text!r} is neither in the catalogue nor a path; "
         f"use {hint}, or see `sora-bench catalogue list models`"
     )
+
+
+def _shipped(text: str) -> Path | None:
+    """The folder of the package's own bundle of that name."""
+    folder = Path(__file__).parents[1] / "models" / Path(text).name
+    return folder if Path(text).name == text and (folder / "bundle.json").is_file() else None
 
 
 def _from_path(path: Path) -> Model:
