@@ -77,17 +77,25 @@ def timed(run: Callable[[], object]) -> float:
 def row(model: str, size: str, steps: int, precision: str, found: Prediction, seconds: float) -> Row:
     """One setting's record."""
     made = Row(model, size, steps, precision, found.p10, found.p50, found.p90, seconds)
-    print(f"{model} {size} {steps} steps {precision}: {found.p50:.4g} s, measured {seconds:.4g} s, {made.error:+.1%}")
+    print(
+        f"{model} {size} {steps} steps {precision}: {found.p50:.4g} s, measured {seconds:.4g} s, {made.error:+.1%}",
+        flush=True,
+    )
     return made
 
 
-def pocket(profile: Profile, folder: Path) -> Iterator[Row]:
-    """Whole clips of wan-pocket with guidance; their prompt is in the cache."""
+def pocket_bundles(folder: Path) -> dict[str, Path]:
+    """wan-pocket at every size, by precision."""
     shipped = find_bundle("wan-pocket")
     fp32 = build_bundle(shipped, folder / "fp32", POCKET_SIZES, [FRAMES], tasks=["t2v"], check_parity=False)
-    int8 = convert_bundle(fp32, folder / "int8", Precision.INT8, "onnxruntime", None, lambda _: None)
+    int8 = convert_bundle(fp32, folder / "int8", Precision.INT8, "onnxruntime", {}, lambda _: None)
+    return {"fp32": fp32, "int8": int8}
+
+
+def pocket(profile: Profile, bundles: dict[str, Path]) -> Iterator[Row]:
+    """Whole clips of wan-pocket with guidance; their prompt is in the cache."""
     here = OnMachine(profile)
-    for bundle, precision in ((fp32, "fp32"), (int8, "int8")):
+    for precision, bundle in bundles.items():
         model, (setting, _) = load_model(str(bundle)), here.setting(precision, Setting())
         for height, width in POCKET_SIZES:
             with Runtime.load(bundle) as runtime:
@@ -110,26 +118,30 @@ def pocket(profile: Profile, folder: Path) -> Iterator[Row]:
                     )
 
 
-def wide(profile: Profile, folder: Path) -> Iterator[Row]:
-    """Trajectories of the two-layer transformer, without guidance and without a VAE."""
-    model = make_model(Size())
-    config = {key: value for key, value in dict(model.config).items() if not key.startswith("_")}
-    here = OnMachine(profile)
+def wide_graphs(folder: Path) -> tuple[dict[str, Any], dict[tuple[int, int, int], dict[str, Path]]]:
+    """The two-layer transformer's configuration, and its graphs by latent shape and engine."""
+    model, graphs = make_model(Size()), {}
     for latents in WIDE_LATENTS:
-        size = Size(latent_shape=latents)
         place = folder / "x".join(map(str, latents))
-        place.mkdir()
-        graphs = export_graphs(model, size, make_inputs(size), place)
-        networks = Networks(
-            transformer=wan_transformer(config, Conditioning(size.text_tokens)),
-            width=size.heads * size.head_channels,
-            head_channels=size.head_channels,
-            text_tokens=size.text_tokens,
-        )
+        place.mkdir(parents=True)
+        size = Size(latent_shape=latents)
+        graphs[latents] = export_graphs(model, size, make_inputs(size), place)
+    return {key: value for key, value in dict(model.config).items() if not key.startswith("_")}, graphs
+
+
+def wide(
+    profile: Profile, config: dict[str, Any], graphs: dict[tuple[int, int, int], dict[str, Path]]
+) -> Iterator[Row]:
+    """Trajectories of the two-layer transformer, without guidance and without a VAE."""
+    here, text = OnMachine(profile), Size().text_tokens
+    width = Size().heads * Size().head_channels
+    networks = Networks(wan_transformer(config, Conditioning(text)), width, Size().head_channels, text)
+    for latents, files in graphs.items():
+        size = Size(latent_shape=latents)
+        sizes = Sizes(size.tokens, latents[1] * latents[2], latents[0])
         for graph, precision in ((BASELINE, "fp32"), (OURS, "int8")):
             setting, _ = here.setting(precision, Setting())
-            for steps, seconds in _trajectories(graphs[graph], size):
-                sizes = Sizes(size.tokens, latents[1] * latents[2], latents[0])
+            for steps, seconds in _trajectories(files[graph], size):
                 found = predict_on_machine(networks, Run(sizes, steps), setting, profile, scope="denoise_only")
                 yield row("wan 1.3B, 2 layers", "x".join(map(str, latents)), steps, precision, found, seconds)
 
@@ -156,11 +168,13 @@ def _trajectories(graph: Path, size: Size) -> Iterator[tuple[int, float]]:
 
 def measure() -> dict[str, Any]:
     """Calibrate, then predict and measure every setting."""
-    profile = calibrate()
-    print(f"calibrated in {profile.seconds:.0f} s; other programs took {profile.others or 0:.1%}")
     with tempfile.TemporaryDirectory() as name:
-        (Path(name) / "wide").mkdir()
-        rows = [*pocket(profile, Path(name)), *wide(profile, Path(name) / "wide")]
+        bundles = pocket_bundles(Path(name))
+        config, graphs = wide_graphs(Path(name) / "wide")
+        print("calibrating", flush=True)
+        profile = calibrate()
+        print(f"calibrated in {profile.seconds:.0f} s; other programs took {profile.others or 0:.1%}", flush=True)
+        rows = [*pocket(profile, bundles), *wide(profile, config, graphs)]
     return {
         "machine": asdict(profile.machine),
         "num_threads": profile.num_threads,

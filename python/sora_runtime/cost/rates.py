@@ -54,6 +54,8 @@ PRIORS: dict[str, Prior] = {
         0.62, 0.20, "factor", "FlashAttention-2 leaves Hopper's units idle (2407.08608)"
     ),
     "attention.pair.fa2.blackwell": Prior(0.45, 0.35, "factor", "FlashAttention-2 leaves Blackwell's units idle"),
+    "attention.pair.fa2.volta": Prior(0.45, 0.50, "factor", "FlashAttention-2 needs Ampere: older kernels run"),
+    "attention.pair.fa2.turing": Prior(0.45, 0.50, "factor", "FlashAttention-2 needs Ampere: older kernels run"),
     "attention.pair.masked.blackwell": Prior(2.5, 0.5, "factor", "cuDNN takes masks, and is preferred on Blackwell"),
     "attention.pair.": Prior(1.0, 0.15, "factor", "a kernel on one architecture"),
     "convolution": Prior(0.50, 0.35, "of matrix rate", "3-D convolutions of a VAE"),
