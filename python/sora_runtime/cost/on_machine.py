@@ -14,13 +14,13 @@ from sora_runtime.cost.profile import GPU_ID, Profile, load_profile
 from sora_runtime.cost.profile_path import default_path
 from sora_runtime.cost.settings import ENGINE_BY_NAME, Setting
 from sora_runtime.errors import InvalidRequest
-from sora_runtime.forecast import Band
 from sora_runtime.machine import DEFAULT_PRICE_SOURCE, default_usd_per_hour
 
 if TYPE_CHECKING:
     from sora_runtime.cost.clips import Shape
     from sora_runtime.cost.models import Model
     from sora_runtime.cost.predict import Prediction
+    from sora_runtime.forecast import Band
 
 PRECISIONS = ("fp32", "int8")
 
@@ -95,6 +95,7 @@ def predicted_here(bundle: Path, shape: Shape, precision: str, num_threads: int)
 def _predicted(bundle: Path, shape: Shape, precision: str, num_threads: int, _changed: int) -> tuple[Band, str] | None:
     """As `predicted_here`; kept, since a serving stack asks for the same clip again and again."""
     from sora_runtime.cost.models import load_model
+    from sora_runtime.forecast import Band
 
     here = OnMachine(load_profile())
     if here.profile.elsewhere is not None or here.profile.num_threads != num_threads:
