@@ -5,6 +5,9 @@
 
 namespace sora::kernels {
 
+// Elements that one StepNorms of a measuring fused_step sums; part of the numerics.
+inline constexpr std::int64_t kNormBlock = std::int64_t{1} << 14;
+
 struct KernelTable {
   void (*fused_step)(const StepBuffers&, const StepCoefficients&, int);
   void (*prepare_input)(const StepBuffers&, float, int);

@@ -12,6 +12,7 @@
 namespace sora::kernels {
 
 inline constexpr int kMaxHistory = 4;
+inline constexpr int kMaxCached = 3;  // outputs that an extrapolation of second order reads
 
 // Classifier-free guidance, arXiv:2207.12598 eq. 6 in diffusers' scaling (1 = no guidance).
 struct Guide {
@@ -37,10 +38,21 @@ struct Accumulate {
   SORA_HD float operator()(float sum, float value) const { return sum + factor * value; }
 };
 
+struct Magnitude {
+  SORA_HD float operator()(float value) const { return value < 0.0F ? -value : value; }
+};
+
+// |a x - b y|
+struct Distance {
+  float a;
+  float b;
+  SORA_HD float operator()(float x, float y) const { return Magnitude{}(a * x - b * y); }
+};
+
 // Coefficients of one row in the kernels' precision; see sampler/program.h for their meaning.
 struct StepCoefficients {
   bool guided;     // read the unconditional output and apply Guide
-  bool evaluated;  // read the conditional output at all
+  bool evaluated;  // there is an output g; false: g is 0 and no output is read
   float guidance_scale;
   float output_factor;  // guidance rescale (arXiv:2305.08891 eq. 16), 1 when off
   float latents;
@@ -50,6 +62,32 @@ struct StepCoefficients {
   float store_latents;
   float store_output;
   float input_scale;  // of the row that will read model_input
+};
+
+// Sums of absolute values over a clip; what step reuse decides by (sampler/step_reuse.h).
+struct StepNorms {
+  double output;         // |c|, as evaluated or as estimated
+  double output_change;  // |c - the output of the evaluation before|
+  double residual;       // |c - input|
+  double input;          // |input|, what the network reads: input_scale * x
+  double input_change;   // |next row's input - input|
+};
+
+// What step reuse adds to a row. All zero: the row reads what the network returned and keeps none of it.
+//
+//   estimated c = sum_m conditional_weights[m] * conditional[m] + (input - anchor, with an anchor)
+//   estimated u = c + sum_m difference_weights[m] * difference[m]
+struct ReuseBuffers {
+  const float* conditional[kMaxCached];  // earlier outputs, newest first; null: read the network's
+  float conditional_weights[kMaxCached];
+  const float* difference[kMaxCached];  // earlier u - c, newest first; null: read the network's u
+  float difference_weights[kMaxCached];
+  float* keep_conditional;  // where an evaluated c goes; may be the oldest of `conditional`, and `previous`
+  float* keep_difference;   // where u - c of a row that evaluated both goes
+  float* anchor;            // input of the newest evaluation: read by an estimate, written by an evaluation
+  const float* previous;    // the evaluated output before this row's
+  float input_scale;        // of this row
+  StepNorms* norms;         // partial sums, norm_blocks(n) of them; null: nothing is measured
 };
 
 // Where a step reads and writes; every pointer addresses n elements, unused ones are null.
@@ -64,6 +102,7 @@ struct StepBuffers {
   float* store;       // the new history entry; aliases no other buffer
   void* model_input;  // input_dtype; null when the denoiser reads `latents` itself
   core::DType input_dtype;
+  ReuseBuffers reuse;
 };
 
 // Sums over a clip from which guidance rescale takes its two standard deviations.
@@ -74,11 +113,16 @@ struct GuidanceMoments {
   double guided_squared;
 };
 
-// One pass over memory: guidance, solver update, history, cast of the next denoiser input.
+// One pass over memory: outputs read or estimated, guidance, solver update, history, cast of the next denoiser
+// input, and the sums that step reuse decides by (float64, in an order that num_threads does not change).
 void fused_step(const StepBuffers& buffers, const StepCoefficients& coefficients, int num_threads);
 
 // model_input = cast(input_scale * latents): what the first row needs before any step was made.
 void prepare_input(const StepBuffers& buffers, float input_scale, int num_threads);
+
+// How many partial sums a measuring fused_step needs for n elements, and their sum in a fixed order.
+std::int64_t norm_blocks(std::int64_t n);
+StepNorms sum_norms(const StepNorms* partial, std::int64_t blocks);
 
 // How many partial sums guidance_moments needs for n elements.
 std::int64_t moment_blocks(std::int64_t n);

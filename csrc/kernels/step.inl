@@ -7,17 +7,101 @@
 namespace sora::kernels {
 namespace {
 
+// Sum of functor(i) over a tile: interleaved lanes, folded by a binary tree, so that the order is the same everywhere.
+template <class Functor>
+inline double sum_tile(std::int64_t n, const Functor& functor) {
+  constexpr std::int64_t kWidth = 16;
+  double lanes[kWidth] = {};
+  std::int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) {
+    for (std::int64_t lane = 0; lane < kWidth; ++lane) lanes[lane] += static_cast<double>(functor(i + lane));
+  }
+  for (; i < n; ++i) lanes[i % kWidth] += static_cast<double>(functor(i));
+  for (std::int64_t width = kWidth / 2; width > 0; width /= 2) {
+    for (std::int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  }
+  return lanes[0];
+}
+
+// tile += sum_m weights[m] * cached[m]
+inline void add_cached(const float* const* cached, const float* weights, std::int64_t offset, std::int64_t n,
+                       float* tile) {
+  for (int m = 0; m < kMaxCached && cached[m] != nullptr; ++m) {
+    const float* entry = cached[m] + offset;
+    for (std::int64_t i = 0; i < n; ++i) tile[i] = Accumulate{weights[m]}(tile[i], entry[i]);
+  }
+}
+
+// The conditional output of one tile, evaluated or estimated.
+inline void conditional_tile(const StepBuffers& b, std::int64_t offset, std::int64_t n, float* tile) {
+  const ReuseBuffers& reuse = b.reuse;
+  if (reuse.conditional[0] == nullptr) {
+    load_tile(n, b.conditional, b.output_dtype, offset, tile);
+    return;
+  }
+  std::fill_n(tile, n, 0.0F);
+  add_cached(reuse.conditional, reuse.conditional_weights, offset, n, tile);
+  if (reuse.anchor == nullptr) return;
+  const float* x = b.latents + offset;
+  const float* anchor = reuse.anchor + offset;
+  for (std::int64_t i = 0; i < n; ++i) tile[i] += Combine{reuse.input_scale, -1.0F}(x[i], anchor[i]);
+}
+
+// The unconditional output of one tile whose conditional one is at hand.
+inline void unconditional_tile(const StepBuffers& b, std::int64_t offset, std::int64_t n, const float* conditional,
+                               float* tile) {
+  if (b.reuse.difference[0] == nullptr) {
+    load_tile(n, b.unconditional, b.output_dtype, offset, tile);
+    return;
+  }
+  std::copy_n(conditional, n, tile);
+  add_cached(b.reuse.difference, b.reuse.difference_weights, offset, n, tile);
+}
+
+// What is measured of the conditional output `c` before it is kept.
+inline void measure_output(const StepBuffers& b, std::int64_t offset, std::int64_t n, const float* c, StepNorms* sums) {
+  const float* x = b.latents + offset;
+  const float scale = b.reuse.input_scale;
+  sums->output += sum_tile(n, [&](std::int64_t i) { return Magnitude{}(c[i]); });
+  sums->residual += sum_tile(n, [&](std::int64_t i) { return Distance{1.0F, scale}(c[i], x[i]); });
+  if (b.reuse.previous == nullptr) return;
+  const float* previous = b.reuse.previous + offset;
+  sums->output_change += sum_tile(n, [&](std::int64_t i) { return Distance{1.0F, 1.0F}(c[i], previous[i]); });
+}
+
+// Keeps an evaluated output, and what the network read for it, for later rows.
+inline void keep_output(const StepBuffers& b, std::int64_t offset, std::int64_t n, const float* c, float* scratch) {
+  if (b.reuse.keep_conditional != nullptr) write_bytes(b.reuse.keep_conditional + offset, c, n * 4, false);
+  if (b.reuse.anchor == nullptr || b.reuse.conditional[0] != nullptr) return;
+  map_tile(n, Scale{b.reuse.input_scale}, scratch, b.latents + offset);
+  write_bytes(b.reuse.anchor + offset, scratch, n * 4, false);
+}
+
 // g of one tile: conditional output, guided and rescaled as the row says.
 inline void guided_tile(const StepBuffers& b, const StepCoefficients& k, std::int64_t offset, std::int64_t n,
-                        float* output, float* scratch) {
-  load_tile(n, b.conditional, b.output_dtype, offset, output);
+                        float* output, float* scratch, StepNorms* sums) {
+  conditional_tile(b, offset, n, output);
+  if (sums != nullptr) measure_output(b, offset, n, output, sums);
+  keep_output(b, offset, n, output, scratch);
   if (k.guided) {
-    load_tile(n, b.unconditional, b.output_dtype, offset, scratch);
+    unconditional_tile(b, offset, n, output, scratch);
+    if (b.reuse.keep_difference != nullptr) {
+      map_tile(n, Combine{1.0F, -1.0F}, b.reuse.keep_difference + offset, scratch, output);
+    }
     for (std::int64_t i = 0; i < n; ++i) output[i] = Guide{k.guidance_scale}(output[i], scratch[i]);
   }
   if (k.output_factor != 1.0F) {
     for (std::int64_t i = 0; i < n; ++i) output[i] = Scale{k.output_factor}(output[i]);
   }
+}
+
+// What is measured of this row's input and the next one's.
+inline void measure_input(const StepBuffers& b, float next_scale, std::int64_t offset, std::int64_t n,
+                          const float* next, StepNorms* sums) {
+  const float* x = b.latents + offset;
+  const float scale = b.reuse.input_scale;
+  sums->input += sum_tile(n, [&](std::int64_t i) { return Magnitude{}(scale * x[i]); });
+  sums->input_change += sum_tile(n, [&](std::int64_t i) { return Distance{next_scale, scale}(next[i], x[i]); });
 }
 
 inline void fused_step_impl(const StepBuffers& b, const StepCoefficients& k, int num_threads) {
@@ -28,8 +112,10 @@ inline void fused_step_impl(const StepBuffers& b, const StepCoefficients& k, int
     alignas(64) float next[kTile];
     alignas(64) float scratch[kTile];
     float* latents = b.latents + offset;
+    StepNorms* sums = b.reuse.norms == nullptr ? nullptr : b.reuse.norms + offset / kBlock;
+    if (sums != nullptr && offset % kBlock == 0) *sums = {};
     if (k.evaluated) {
-      guided_tile(b, k, offset, n, output, scratch);
+      guided_tile(b, k, offset, n, output, scratch, sums);
       map_tile(n, Combine{k.latents, k.output}, next, latents, output);
       if (stores) map_tile(n, Combine{k.store_latents, k.store_output}, scratch, latents, output);
     } else {
@@ -46,6 +132,7 @@ inline void fused_step_impl(const StepBuffers& b, const StepCoefficients& k, int
       const float* noise = b.noise + offset;
       for (std::int64_t i = 0; i < n; ++i) next[i] = Accumulate{k.noise}(next[i], noise[i]);
     }
+    if (sums != nullptr) measure_input(b, k.input_scale, offset, n, next, sums);
     // In place: the line is in the cache already, so a plain store costs no extra read.
     write_bytes(latents, next, n * 4, false);
     if (b.model_input != nullptr) {
@@ -84,8 +171,8 @@ inline GuidanceMoments block_moments(const StepBuffers& b, float guidance_scale,
     const std::int64_t n = std::min(kTile, end - offset);
     alignas(64) float c[kTile];
     alignas(64) float g[kTile];
-    load_tile(n, b.conditional, b.output_dtype, offset, c);
-    load_tile(n, b.unconditional, b.output_dtype, offset, g);
+    conditional_tile(b, offset, n, c);
+    unconditional_tile(b, offset, n, c, g);
     for (std::int64_t i = 0; i < n; ++i) g[i] = Guide{guidance_scale}(c[i], g[i]);
     for (std::int64_t row = 0; row < n; row += Lanes::kLanes) {
       const std::int64_t lanes = std::min<std::int64_t>(Lanes::kLanes, n - row);
