@@ -61,7 +61,7 @@ std::unique_ptr<BoundSampler> make_sampler(const py::array_t<sampler::Row>& rows
                                            const py::object& model_input, const py::array& conditional,
                                            const py::object& unconditional, const std::string& input_dtype,
                                            const std::string& output_dtype, int num_threads,
-                                           const sampler::StepReuse& reuse, bool measure) {
+                                           const sampler::StepReuse& reuse) {
   auto bound = std::make_unique<BoundSampler>();
   sampler::SamplerBuffers b{};
   b.n = latents.size();
@@ -81,7 +81,7 @@ std::unique_ptr<BoundSampler> make_sampler(const py::array_t<sampler::Row>& rows
     b.unconditional = buffer_of(array, "unconditional", b.n, b.output_dtype, false);
     bound->arrays.push_back(array);
   }
-  bound->sampler = std::make_unique<sampler::Sampler>(program_from(rows), b, num_threads, reuse, measure);
+  bound->sampler = std::make_unique<sampler::Sampler>(program_from(rows), b, num_threads, reuse);
   return bound;
 }
 
@@ -169,7 +169,7 @@ void bind_sampler(py::module_& module) {
       .def(py::init(&make_sampler), py::arg("rows"), py::arg("latents"), py::kw_only(),
            py::arg("model_input") = py::none(), py::arg("conditional"), py::arg("unconditional") = py::none(),
            py::arg("input_dtype") = "float32", py::arg("output_dtype") = "float32", py::arg("num_threads") = 1,
-           py::arg("reuse") = sampler::StepReuse{}, py::arg("measure") = false)
+           py::arg("reuse") = sampler::StepReuse{})
       .def("run", &run, py::arg("denoiser"), py::kw_only(), py::arg("noise") = nullptr, py::arg("on_step") = py::none(),
            py::arg("cancel") = nullptr,
            "Run all rows. denoiser(row, engine, timestep, unconditional) reads the model input and fills the\n"

@@ -27,12 +27,8 @@ float rescale_factor(const kernels::GuidanceMoments& sums, std::int64_t n, doubl
 
 }  // namespace
 
-Sampler::Sampler(Program program, const SamplerBuffers& buffers, int num_threads, const StepReuse& reuse, bool measure)
-    : program_(std::move(program)),
-      buffers_(buffers),
-      num_threads_(num_threads),
-      reuse_(reuse),
-      measures_(measure || reuse_.measures()) {
+Sampler::Sampler(Program program, const SamplerBuffers& buffers, int num_threads, const StepReuse& reuse)
+    : program_(std::move(program)), buffers_(buffers), num_threads_(num_threads), reuse_(reuse) {
   check_buffers();
   reserve();
 }
@@ -62,11 +58,10 @@ void Sampler::reserve() {
   }
   if (any([](const Row& row) { return row.noise != 0.0; })) noise_ = core::make_aligned_floats(n);
   const bool guided = any([](const Row& row) { return row.guided(); });
-  // Measuring needs the last output too, to tell how far the next one is from it.
-  if (measures_ || program_.reuses_conditional()) take(conditional_, reuse_.conditional.depth());
+  if (reuse_.measures() || program_.reuses_conditional()) take(conditional_, reuse_.conditional.depth());
   if ((reuse_.measures() && guided) || program_.reuses_difference()) take(difference_, reuse_.difference.depth());
   if (reuse_.policy().residual && !conditional_.empty()) anchor_ = core::make_aligned_floats(n);
-  if (measures_) norms_.resize(static_cast<std::size_t>(kernels::norm_blocks(n)));
+  if (reuse_.measures()) norms_.resize(static_cast<std::size_t>(kernels::norm_blocks(n)));
 }
 
 kernels::StepBuffers Sampler::step_buffers() const {
@@ -110,7 +105,7 @@ void Sampler::evaluate(std::int64_t index, const Row& row, Evaluation what, cons
 kernels::ReuseBuffers Sampler::reuse_buffers(std::int64_t index, const Row& row, Evaluation what) {
   kernels::ReuseBuffers r{};
   r.input_scale = static_cast<float>(row.input_scale);
-  if (measures_) r.norms = norms_.data();
+  if (reuse_.measures()) r.norms = norms_.data();
   if (!row.has_output()) return r;
   const auto estimate = [index](const CachedRows& rows, const std::vector<core::AlignedFloats>& buffers,
                                 const float** entries, float* weights) {
@@ -182,7 +177,7 @@ RunStatistics Sampler::run(const Denoiser& denoiser, const NoiseSource& noise, c
   RunStatistics statistics;
   statistics.row_seconds.reserve(rows.size());
   statistics.done.reserve(rows.size());
-  if (measures_) statistics.norms.reserve(rows.size());
+  if (reuse_.measures()) statistics.norms.reserve(rows.size());
   kept_ = 0;
   reuse_.start();
   auto kernel_start = Clock::now();
@@ -201,7 +196,7 @@ RunStatistics Sampler::run(const Denoiser& denoiser, const NoiseSource& noise, c
     evaluate(index, rows[i], what, denoiser, statistics);
     kernel_start = Clock::now();
     step(index, rows[i], what, noise);
-    if (measures_) {
+    if (reuse_.measures()) {
       statistics.norms.push_back(kernels::sum_norms(norms_.data(), static_cast<std::int64_t>(norms_.size())));
       reuse_.measured(rows[i], what, statistics.norms.back());
     }

@@ -44,16 +44,14 @@ struct RunStatistics {
   std::vector<double> row_seconds;        // wall time of each row, denoiser included
   double kernel_seconds = 0;              // wall time of the sampler's own kernels over all rows
   std::vector<Evaluation> done;           // what each row did: its own flag, or kReuse by the criterion
-  std::vector<kernels::StepNorms> norms;  // of each row; empty unless measured
+  std::vector<kernels::StepNorms> norms;  // of each row; empty without a criterion
 };
 
 // Owns the history and the outputs that are reused; all memory is taken in the constructor and none in run().
 class Sampler {
  public:
-  // `measure`: take the sums of step reuse although no criterion asks for them, to calibrate one.
   // Throws std::invalid_argument when the buffers do not suffice for the program.
-  Sampler(Program program, const SamplerBuffers& buffers, int num_threads, const StepReuse& reuse = {},
-          bool measure = false);
+  Sampler(Program program, const SamplerBuffers& buffers, int num_threads, const StepReuse& reuse = {});
 
   // Runs all rows. Throws core::Cancelled between two rows once *cancelled is true; what the callables
   // throw passes through. The latents are then those of the last finished row.
@@ -84,7 +82,6 @@ class Sampler {
   core::AlignedFloats noise_;
   std::vector<kernels::GuidanceMoments> moments_;
   ReuseController reuse_;
-  bool measures_;
   std::vector<core::AlignedFloats> conditional_;  // by the slots of reuse_.conditional; empty where none is reused
   std::vector<core::AlignedFloats> difference_;
   core::AlignedFloats anchor_;

@@ -11,6 +11,7 @@ from . import _core
 from .engines.engine import Array, Binding, Engine, TensorSpec
 from .errors import EngineError
 from .sampling.program import SamplerProgram
+from .sampling.reuse import core_arguments
 
 Conditions = Mapping[str, NDArray[np.float32]]
 """The transformer's inputs beside latents and timestep, by name."""
@@ -135,6 +136,7 @@ class Denoiser:
             input_dtype=self._input.dtype.name,
             output_dtype=self._output.dtype.name,
             num_threads=self._num_threads,
+            reuse=_core.StepReuse(**core_arguments(program.reuse)),
         )
         statistics = sampler.run(evaluate, noise=noise, on_step=on_step, cancel=cancel)
         if not np.isfinite(self._latents).all():

@@ -12,8 +12,10 @@ from sora_runtime.sampling.program import (
     Guidance,
     SamplerProgram,
     compile_program,
-    run_reference,
 )
+from sora_runtime.sampling.reference import run_reference
+from sora_runtime.sampling.reuse import Evaluation, ReuseRule
+from sora_runtime.sampling.reuse_policies import REUSE_POLICIES, StepReuse, apply_reuse
 from sora_runtime.sampling.schedules import Betas, DynamicShift, Schedule
 from sora_runtime.sampling.solvers import (
     DDIM,
@@ -29,6 +31,7 @@ from sora_runtime.sampling.unipc import UniPC
 __all__ = [
     "DDIM",
     "LCM",
+    "REUSE_POLICIES",
     "ROW_DTYPE",
     "SOLVERS",
     "Betas",
@@ -36,15 +39,19 @@ __all__ = [
     "DiffusionSchedule",
     "DynamicShift",
     "Euler",
+    "Evaluation",
     "FlowSchedule",
     "Guidance",
     "Heun",
+    "ReuseRule",
     "SamplerProgram",
     "SamplerSpecification",
     "Schedule",
     "Solver",
+    "StepReuse",
     "StochasticDPMSolverPP",
     "UniPC",
+    "apply_reuse",
     "compile_program",
     "read_scheduler_config",
     "run_reference",

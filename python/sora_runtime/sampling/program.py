@@ -10,21 +10,23 @@ history (0 is the newest entry) and ``z`` fresh N(0, 1) noise:
     g *= phi * std(c) / std(g) + 1 - phi      (arXiv:2305.08891 eq. 14-16)
     next x  = latents * x + output * g + sum_j history[j] * H[j] + noise * z
     new H[0] = store_latents * x + store_output * g, if either coefficient is non-zero
+
+Where ``evaluate`` says so, ``c`` and ``u`` are estimated from earlier rows; see ``sampling.reuse``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from sora_runtime.errors import InvalidRequest
-from sora_runtime.sampling.schedules import FloatArray, Schedule
+from sora_runtime.sampling.reuse import Evaluation, ReuseRule, calls_of, check_reuse
+from sora_runtime.sampling.schedules import Schedule
 from sora_runtime.sampling.solvers import HISTORY, Solver, Step
 
 # Mirrored field by field by the C++ sampler; 112 bytes, no padding.
@@ -44,8 +46,6 @@ ROW_DTYPE = np.dtype(
         ("store_output", "<f8"),
     ]
 )
-
-Denoiser = Callable[[FloatArray, float], FloatArray]
 
 
 class ScheduleSpecification(Protocol):
@@ -106,6 +106,7 @@ class SamplerProgram:
         num_inference_steps: the steps the user asked for; Heun has two rows for most of them.
         solver: solver name, for receipts.
         schedule: schedule name, for receipts.
+        reuse: which outputs are reused beside those the rows mark, and how.
 
     Raises:
         InvalidRequest: the table breaks one of its rules (see ``_check_rows``).
@@ -116,6 +117,7 @@ class SamplerProgram:
     num_inference_steps: int
     solver: str
     schedule: str
+    reuse: ReuseRule = field(default_factory=ReuseRule)
 
     def __post_init__(self) -> None:
         rows = np.array(self.rows)
@@ -125,9 +127,13 @@ class SamplerProgram:
 
     @property
     def evaluations(self) -> int:
-        """Network calls; a guided row makes two."""
-        calls = np.where(self.rows["guidance_scale"] == 1.0, 1, 2)
-        return int(np.sum(self.rows["evaluate"] * calls))
+        """Network calls; a guided row makes two. With a criterion of reuse: at most so many."""
+        return int(np.sum(calls_of(self.rows)))
+
+    @property
+    def all_evaluations(self) -> int:
+        """Network calls if no row reused anything."""
+        return int(np.sum(np.where(self.rows["guidance_scale"] == 1.0, 1, 2)))
 
     @property
     def history_depth(self) -> int:
@@ -137,10 +143,12 @@ class SamplerProgram:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the table and the initial scale."""
+        """Hex digest of the table, the initial scale and, where there is one, the rule of reuse."""
         digest = hashlib.sha256(repr(ROW_DTYPE.descr).encode())
         digest.update(np.float64(self.initial_scale).tobytes())
         digest.update(self.rows.tobytes())
+        if self.reuse != ReuseRule():
+            digest.update(repr(self.reuse).encode())
         return digest.hexdigest()
 
 
@@ -153,15 +161,16 @@ def _check_rows(rows: npt.NDArray[np.void], what: str) -> None:
         values = [np.max(np.abs(row[name])) for name in ROW_DTYPE.names or ()]
         if not np.all(np.isfinite(values)):
             raise InvalidRequest(f"row {i} of {what} is not finite; use another number of steps or another solver")
-        if row["evaluate"] not in (0, 1) or row["engine"] < 0:
+        if row["evaluate"] not in tuple(Evaluation) or row["engine"] < 0:
             raise InvalidRequest(f"row {i} of {what} has an invalid engine or evaluate flag")
-        if row["evaluate"] == 0 and (row["output"] != 0.0 or row["store_output"] != 0.0):
+        if row["evaluate"] == Evaluation.NO_OUTPUT and (row["output"] != 0.0 or row["store_output"] != 0.0):
             raise InvalidRequest(
                 f"row {i} of {what} uses a model output without evaluating; set output and store_output to 0"
             )
         if np.any(row["history"][stored:] != 0.0):
             raise InvalidRequest(f"row {i} of {what} reads history that no row before it stored")
         stored += int(row["store_latents"] != 0.0 or row["store_output"] != 0.0)
+    check_reuse(rows, what)
 
 
 def compile_program(
@@ -208,66 +217,10 @@ def compile_program(
 
 def _fill_row(row: Any, step: Step, guidance: Guidance, num_train_timesteps: int) -> None:
     engine, scale = guidance.engine_and_scale(step.timestep, num_train_timesteps)
-    row["engine"], row["evaluate"] = engine, 1
+    row["engine"], row["evaluate"] = engine, Evaluation.EVALUATE
     row["timestep"], row["input_scale"] = step.timestep, step.input_scale
     row["guidance_scale"], row["guidance_rescale"] = scale, guidance.rescale
     row["latents"], row["output"] = step.next_latents[:2]
     row["history"], row["noise"] = step.next_latents[2:-1], step.next_latents[-1]
     row["store_latents"], row["store_output"] = step.store[:2]
     assert not np.any(step.store[2:]), "a history entry is made of x and g only"
-
-
-def run_reference(
-    program: SamplerProgram,
-    denoisers: Denoiser | Sequence[Denoiser],
-    latents: npt.ArrayLike,
-    noise: Sequence[npt.ArrayLike] = (),
-    unconditional: Denoiser | Sequence[Denoiser] | None = None,
-) -> FloatArray:
-    """Run a program in float64: the meaning of the table, and the oracle for the fused kernels.
-
-    Args:
-        program: the table.
-        denoisers: ``(engine input, timestep) -> model output``, one per engine; any shape of array,
-            the shape of ``latents`` back.
-        latents: the first latents, already multiplied by ``initial_scale``.
-        noise: standard normal arrays in the order of the rows whose ``noise`` is not 0.
-        unconditional: as ``denoisers``, for rows with guidance.
-
-    Returns:
-        The last latents, float64, the shape of ``latents``.
-    """
-    conditional = denoisers if isinstance(denoisers, Sequence) else [denoisers]
-    single = unconditional if not isinstance(unconditional, Sequence) else None
-    negative = unconditional if isinstance(unconditional, Sequence) else [single] * len(conditional)
-    x = np.array(latents, np.float64)
-    history: list[FloatArray] = []
-    draws = iter(noise)
-    for row in program.rows:
-        engine = row["engine"]
-        g = _evaluate(row, x, conditional[engine], negative[engine])
-        stored = row["store_latents"] * x + row["store_output"] * g
-        x = row["latents"] * x + row["output"] * g
-        for coefficient, entry in zip(row["history"], history, strict=False):
-            x = x + coefficient * entry
-        if row["noise"] != 0.0:
-            x = x + row["noise"] * np.asarray(next(draws), np.float64)
-        if row["store_latents"] != 0.0 or row["store_output"] != 0.0:
-            history = [stored, *history][:HISTORY]
-    return x
-
-
-def _evaluate(row: Any, x: FloatArray, denoiser: Denoiser, negative: Denoiser | None) -> FloatArray:
-    if not row["evaluate"]:
-        return np.zeros_like(x)
-    sample, timestep = row["input_scale"] * x, float(row["timestep"])
-    c = denoiser(sample, timestep)
-    if row["guidance_scale"] == 1.0:
-        return c
-    assert negative is not None, "a guided row needs the unconditional denoiser"
-    u = negative(sample, timestep)
-    g = u + row["guidance_scale"] * (c - u)
-    phi = row["guidance_rescale"]
-    if phi > 0.0:
-        g = g * (phi * np.std(c) / np.std(g) + 1.0 - phi)
-    return np.asarray(g)
