@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .receipt import Receipt
     from .request import RequestFields
     from .runtime import Runtime
+    from .sampling import StepReuse
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ _MODULE_OF = {
     "estimate": ".cost.estimate",
     "Clip": ".clip",
     "Runtime": ".runtime",
+    "StepReuse": ".sampling",
 }
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "RequestFields",
     "Runtime",
     "SoraError",
+    "StepReuse",
     "__version__",
     "estimate",
 ]

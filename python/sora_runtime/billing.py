@@ -1,7 +1,7 @@
 """Writes the receipt of a clip from what the stages report."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -15,6 +15,7 @@ from .machine import (
     peak_host_memory_bytes,
     this_machine,
 )
+from .programs import ChosenReuse
 from .receipt import (
     NOT_SAVED,
     CacheRecord,
@@ -31,7 +32,8 @@ from .receipt import (
     cost_of,
 )
 from .request import ResolvedRequest
-from .sampling import SamplerProgram
+from .reuse_record import ReuseSettings
+from .sampling import Evaluation, SamplerProgram
 from .text import TextUse
 
 
@@ -43,6 +45,7 @@ class Record:
     num_threads: int
     request: ResolvedRequest
     program: SamplerProgram
+    reuse: ChosenReuse | None
     embeddings: Embeddings
     text: TextUse
     denoised: DenoiseResult
@@ -73,9 +76,9 @@ def write_receipt(record: Record) -> Receipt:
             num_threads=record.num_threads,
         ),
         machine=MachineRecord(cpu=machine.cpu, cores=machine.cores, memory_bytes=machine.memory_bytes, os=machine.os),
-        request=_request_record(request, record.program),
+        request=_request_record(request, record.program, record.reuse),
         tokens=Tokens(latent_tokens=tokens, tokens_processed=tokens * statistics.evaluations),
-        evaluations=Evaluations(made=statistics.evaluations, skipped=statistics.skipped),
+        evaluations=_evaluations(record.denoised),
         embedding_cache=CacheRecord(hits=record.text.hits, misses=record.text.misses),
         seconds=_seconds(record),
         engine_seconds=(record.text.engine_seconds + record.denoised.engine_seconds + record.vae_engine_seconds),
@@ -85,6 +88,12 @@ def write_receipt(record: Record) -> Receipt:
         hashes=_hashes(record),
         reasons=_reasons(request, record.program),
     )
+
+
+def _evaluations(denoised: DenoiseResult) -> Evaluations:
+    statistics = denoised.statistics
+    reused = [i for i, done in enumerate(statistics.done) if done in (Evaluation.REUSE, Evaluation.CONDITIONAL)]
+    return Evaluations(made=statistics.evaluations, skipped=statistics.skipped, reused_rows=reused)
 
 
 def _seconds(record: Record) -> Seconds:
@@ -116,7 +125,7 @@ def _uses_seed(request: ResolvedRequest, program: SamplerProgram) -> bool:
     return request.latents is None or bool(np.any(program.rows["noise"] != 0.0))
 
 
-def _request_record(request: ResolvedRequest, program: SamplerProgram) -> RequestRecord:
+def _request_record(request: ResolvedRequest, program: SamplerProgram, reuse: ChosenReuse | None) -> RequestRecord:
     seeded = _uses_seed(request, program)
     return RequestRecord(
         task=request.bucket.task,
@@ -134,6 +143,8 @@ def _request_record(request: ResolvedRequest, program: SamplerProgram) -> Reques
         width=request.geometry.width,
         num_frames=request.geometry.num_frames,
         fps=request.fps,
+        step_reuse=None if reuse is None else ReuseSettings(**asdict(reuse.settings)),
+        step_reuse_calibrated=None if reuse is None else reuse.calibrated,
     )
 
 

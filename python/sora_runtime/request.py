@@ -15,6 +15,7 @@ from .errors import InvalidRequest
 from .geometry import Geometry, Strides
 from .manifest import Manifest, TransformerBucket
 from .pixels import Picture, read_picture
+from .sampling import REUSE_POLICIES, StepReuse
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,6 +41,11 @@ class RequestFields(TypedDict, total=False):
     latents: NDArray[np.float32] | None  # unit noise to start from, in place of the seed's
     image: "Image | str | os.PathLike[str] | NDArray[np.uint8] | None"  # what an image-to-video clip begins with
     price_per_hour: float | None  # USD for the whole machine
+    # "easycache", "magcache", "taylorseer", "teacache", "plan" or "unconditional" as calibrated for the bundle, or all
+    # settings; None evaluates every step.
+    step_reuse: str | StepReuse | None
+    reuse_threshold: float | None  # in place of the calibrated one: lower loses less, a higher one must be forced
+    force_step_reuse: bool  # also where nothing says what it costs in quality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +67,9 @@ class ResolvedRequest:
     price_per_hour: float | None
     geometry: Geometry
     bucket: TransformerBucket
+    step_reuse: str | StepReuse | None = None
+    reuse_threshold: float | None = None
+    force_step_reuse: bool = False
 
 
 def resolve(prompt: str, fields: Mapping[str, Any], manifest: Manifest) -> ResolvedRequest:
@@ -116,7 +125,24 @@ def resolve(prompt: str, fields: Mapping[str, Any], manifest: Manifest) -> Resol
         price_per_hour=None if price is None else _number("price_per_hour", price, 0, 1e6),
         geometry=geometry,
         bucket=bucket,
+        **_step_reuse(given),
     )
+
+
+def _step_reuse(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The three fields of step reuse, each checked alone; whether they fit the program is seen when there is one."""
+    reuse, threshold = given.get("step_reuse"), given.get("reuse_threshold")
+    if isinstance(reuse, str) and reuse not in REUSE_POLICIES:
+        raise InvalidRequest(f"step_reuse = '{reuse}' is unknown; use {', '.join(REUSE_POLICIES)}")
+    if reuse is not None and not isinstance(reuse, str | StepReuse):
+        raise InvalidRequest(f"step_reuse is a {type(reuse).__name__}; pass the name of a policy or a StepReuse")
+    if reuse is None and (threshold is not None or given.get("force_step_reuse")):
+        raise InvalidRequest("reuse_threshold and force_step_reuse say nothing without step_reuse; name a policy")
+    return {
+        "step_reuse": reuse,
+        "reuse_threshold": None if threshold is None else _number("reuse_threshold", threshold, 0, 1e6),
+        "force_step_reuse": bool(given.get("force_step_reuse", False)),
+    }
 
 
 def _text(name: str, value: Any) -> str:

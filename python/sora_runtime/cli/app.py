@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from sora_runtime import __version__
 from sora_runtime.cli.build import build
+from sora_runtime.cli.calibrate_reuse import calibrate_reuse
 from sora_runtime.cli.check import check
 from sora_runtime.cli.engines import engines
 from sora_runtime.cli.inspect import inspect
@@ -67,6 +68,7 @@ app.command(no_args_is_help=True)(run)
 app.command(no_args_is_help=True)(build)
 app.command(no_args_is_help=True)(inspect)
 app.command(no_args_is_help=True)(check)
+app.command(no_args_is_help=True)(calibrate_reuse)
 app.command()(engines)
 
 

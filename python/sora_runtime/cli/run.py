@@ -24,6 +24,9 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
     guidance_scale: option.GuidanceScale = None,
     guidance_rescale: option.GuidanceRescale = 0.0,
     solver: option.Solver = None,
+    step_reuse: option.StepReuse = None,
+    reuse_threshold: option.ReuseThreshold = None,
+    force_step_reuse: option.ForceStepReuse = False,
     rng: option.Rng = option.RandomNumbers.philox,
     size: option.Size = None,
     frames: option.Frames = None,
@@ -45,7 +48,7 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
     width, height = parse_size(size) if size else (None, None)
     check_text("PROMPT", prompt)
     check_text("--negative-prompt", negative_prompt)
-    request = {
+    request: dict[str, Any] = {
         "image": image,
         "negative_prompt": negative_prompt,
         "num_inference_steps": steps,
@@ -59,6 +62,12 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
         "fps": fps,
         "price_per_hour": price_per_hour,
     }
+    if step_reuse is not None or reuse_threshold is not None or force_step_reuse:
+        request |= {
+            "step_reuse": None if step_reuse is None else step_reuse.value,
+            "reuse_threshold": reuse_threshold,
+            "force_step_reuse": force_step_reuse,
+        }
     wanted = Outputs(out, gif, frames_dir)
     outputs = [wanted.numbered(index) for index in range(repeat)] if repeat > 1 else [wanted]
     check_all(outputs, json)

@@ -23,6 +23,17 @@ class VerifyBundle(StrEnum):
     always = "always"
 
 
+class ReusePolicy(StrEnum):
+    """How steps are reused; see `sora_runtime.sampling.reuse_policies`."""
+
+    easycache = "easycache"
+    magcache = "magcache"
+    taylorseer = "taylorseer"
+    teacache = "teacache"
+    plan = "plan"
+    unconditional = "unconditional"
+
+
 def _clip(text: str, metavar: str | None = None, **more: Any) -> Any:
     return typer.Option(help=text, metavar=metavar, rich_help_panel="Clip", **more)
 
@@ -46,6 +57,9 @@ Steps = Annotated[int | None, _clip("Inference steps.", "N")]
 GuidanceScale = Annotated[float | None, _clip("1 is none and halves the work.", "X")]
 GuidanceRescale = Annotated[float, _clip("0 (off) to 1: against too much contrast.", "X")]
 Solver = Annotated[str | None, _clip("Another one than the model's own.", "NAME")]
+StepReuse = Annotated[ReusePolicy | None, _clip("Take some steps' outputs from earlier ones, as calibrated.")]
+ReuseThreshold = Annotated[float | None, _clip("In place of the calibrated one: lower loses less.", "X")]
+ForceStepReuse = Annotated[bool, _clip("Also where it is not calibrated.", "")]
 Rng = Annotated[RandomNumbers, _clip("Whose noise: torch is PyTorch's on a CPU.")]
 Size = Annotated[str | None, _clip("In pixels.", "WIDTHxHEIGHT")]
 Frames = Annotated[

@@ -15,7 +15,7 @@ from sora_runtime.sampling.program import (
 )
 from sora_runtime.sampling.reference import run_reference
 from sora_runtime.sampling.reuse import Evaluation, ReuseRule
-from sora_runtime.sampling.reuse_policies import REUSE_POLICIES, StepReuse, apply_reuse
+from sora_runtime.sampling.reuse_policies import REUSE_POLICIES, StepReuse, apply_reuse, default_order
 from sora_runtime.sampling.schedules import Betas, DynamicShift, Schedule
 from sora_runtime.sampling.solvers import (
     DDIM,
@@ -53,6 +53,7 @@ __all__ = [
     "UniPC",
     "apply_reuse",
     "compile_program",
+    "default_order",
     "read_scheduler_config",
     "run_reference",
     "with_solver",

@@ -27,6 +27,11 @@ REUSE_POLICIES = {
 _CRITERIA: dict[str, Criterion] = {"easycache": "output_change", "teacache": "input_change"}
 
 
+def default_order(policy: str) -> int:
+    """The order of the Taylor series that a policy's paper uses."""
+    return 1 if policy == "taylorseer" else 0
+
+
 @dataclass(frozen=True)
 class StepReuse:
     """A policy with its settings; the fields that a policy does not name are ignored by it.
