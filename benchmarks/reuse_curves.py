@@ -119,12 +119,12 @@ def table(result: dict[str, Any]) -> str:
         f"| policy | evaluations of {result['all_evaluations']} | PSNR dB, mean of {result['clips']} | lowest | SSIM |",
         "|---|---|---|---|---|",
     ]
-    for name, curve in result["curves"].items():
-        for point in curve:
-            lines.append(
-                f"| {name} | {point['evaluations']:.1f} | {point['psnr_mean']:.1f} | {point['psnr_min']:.1f} | "
-                f"{point['ssim']:.4f} |"
-            )
+    lines += [
+        f"| {name} | {point['evaluations']:.1f} | {point['psnr_mean']:.1f} | {point['psnr_min']:.1f} | "
+        f"{point['ssim']:.4f} |"
+        for name, curve in result["curves"].items()
+        for point in curve
+    ]
     return "\n".join(lines)
 
 
