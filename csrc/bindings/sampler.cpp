@@ -61,7 +61,7 @@ std::unique_ptr<BoundSampler> make_sampler(const py::array_t<sampler::Row>& rows
                                            const py::object& model_input, const py::array& conditional,
                                            const py::object& unconditional, const std::string& input_dtype,
                                            const std::string& output_dtype, int num_threads,
-                                           const sampler::StepReuse& reuse) {
+                                           const sampler::StepReuse& reuse, const sampler::GuidanceRule& guidance) {
   auto bound = std::make_unique<BoundSampler>();
   sampler::SamplerBuffers b{};
   b.n = latents.size();
@@ -81,7 +81,7 @@ std::unique_ptr<BoundSampler> make_sampler(const py::array_t<sampler::Row>& rows
     b.unconditional = buffer_of(array, "unconditional", b.n, b.output_dtype, false);
     bound->arrays.push_back(array);
   }
-  bound->sampler = std::make_unique<sampler::Sampler>(program_from(rows), b, num_threads, reuse);
+  bound->sampler = std::make_unique<sampler::Sampler>(program_from(rows), b, num_threads, reuse, guidance);
   return bound;
 }
 
@@ -129,13 +129,28 @@ sampler::StepReuse make_reuse(const std::string& criterion, double threshold, st
   return reuse;
 }
 
-void bind_step_reuse(py::module_& module) {
+sampler::GuidanceRule make_guidance(const std::string& method, double eta, double momentum, double norm_threshold) {
+  sampler::GuidanceRule rule{sampler::GuidanceMethod::kPlain, eta, momentum, norm_threshold};
+  if (method == "cfg_zero_star") {
+    rule.method = sampler::GuidanceMethod::kZeroStar;
+  } else if (method == "apg") {
+    rule.method = sampler::GuidanceMethod::kProjected;
+  } else {
+    core::require(method == "cfg", "method = '" + method + "' of guidance is unknown; use cfg, cfg_zero_star or apg");
+  }
+  return rule;
+}
+
+void bind_rules(py::module_& module) {
   using kernels::StepNorms;
   PYBIND11_NUMPY_DTYPE(StepNorms, output, output_change, residual, input, input_change);
   py::class_<sampler::StepReuse>(module, "StepReuse", "When rows take their output from earlier ones, and how.")
       .def(py::init(&make_reuse), py::kw_only(), py::arg("criterion") = "none", py::arg("threshold") = 0.0,
            py::arg("first") = 0, py::arg("last") = 0, py::arg("most_in_a_row") = 0, py::arg("order") = 0,
            py::arg("residual") = false, py::arg("polynomial") = std::array<double, sampler::kPolynomial>{});
+  py::class_<sampler::GuidanceRule>(module, "GuidanceRule", "How the two branches make the guided output.")
+      .def(py::init(&make_guidance), py::kw_only(), py::arg("method") = "cfg", py::arg("eta") = 0.0,
+           py::arg("momentum") = 0.0, py::arg("norm_threshold") = 0.0);
 }
 
 }  // namespace
@@ -146,7 +161,7 @@ void bind_sampler(py::module_& module) {
                        history, noise, store_latents, store_output);
   module.attr("ROW_DTYPE") = py::dtype::of<Row>();
 
-  bind_step_reuse(module);
+  bind_rules(module);
 
   py::class_<CancelToken>(module, "CancelToken", "Asks a running sampler to stop between two rows; thread-safe.")
       .def(py::init<>())
@@ -169,7 +184,7 @@ void bind_sampler(py::module_& module) {
       .def(py::init(&make_sampler), py::arg("rows"), py::arg("latents"), py::kw_only(),
            py::arg("model_input") = py::none(), py::arg("conditional"), py::arg("unconditional") = py::none(),
            py::arg("input_dtype") = "float32", py::arg("output_dtype") = "float32", py::arg("num_threads") = 1,
-           py::arg("reuse") = sampler::StepReuse{})
+           py::arg("reuse") = sampler::StepReuse{}, py::arg("guidance") = sampler::GuidanceRule{})
       .def("run", &run, py::arg("denoiser"), py::kw_only(), py::arg("noise") = nullptr, py::arg("on_step") = py::none(),
            py::arg("cancel") = nullptr,
            "Run all rows. denoiser(row, engine, timestep, unconditional) reads the model input and fills the\n"

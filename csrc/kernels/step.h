@@ -22,6 +22,14 @@ struct Guide {
   }
 };
 
+// d + momentum * m, the running difference of adaptive projected guidance (arXiv:2410.02416).
+struct Difference {
+  float momentum;
+  SORA_HD float operator()(float conditional, float unconditional, float before) const {
+    return (conditional - unconditional) + momentum * before;
+  }
+};
+
 struct Scale {
   float factor;
   SORA_HD float operator()(float value) const { return factor * value; }
@@ -61,7 +69,14 @@ struct StepCoefficients {
   float noise;
   float store_latents;
   float store_output;
-  float input_scale;  // of the row that will read model_input
+  float input_scale;           // of the row that will read model_input
+  float unconditional_factor;  // CFG-Zero*: u is scaled by it before Guide; 1 when off
+  // Adaptive projected guidance: g = conditional_factor * c + direction_factor * d with the running difference d, in
+  // the place of Guide.
+  bool projected;
+  float conditional_factor;
+  float direction_factor;
+  float momentum;
 };
 
 // Sums of absolute values over a clip; what step reuse decides by (sampler/step_reuse.h).
@@ -99,18 +114,19 @@ struct StepBuffers {
   core::DType output_dtype;
   const float* history[kMaxHistory];
   const float* noise;
+  float* momentum;    // the running difference d, read and overwritten; null without
   float* store;       // the new history entry; aliases no other buffer
   void* model_input;  // input_dtype; null when the denoiser reads `latents` itself
   core::DType input_dtype;
   ReuseBuffers reuse;
 };
 
-// Sums over a clip from which guidance rescale takes its two standard deviations.
+// Sums over a clip of the branches c and u and the running difference m before this row, and of their products:
+// all that guidance by length, angle or spread is computed from.
 struct GuidanceMoments {
-  double conditional;
-  double conditional_squared;
-  double guided;
-  double guided_squared;
+  double c, u, m;
+  double cc, uu, cu;
+  double mm, mc, mu;  // these and m: 0 without a running difference
 };
 
 // One pass over memory: outputs read or estimated, guidance, solver update, history, cast of the next denoiser
@@ -128,8 +144,7 @@ StepNorms sum_norms(const StepNorms* partial, std::int64_t blocks);
 std::int64_t moment_blocks(std::int64_t n);
 
 // Sums in float64 in a fixed order: independent of num_threads. `partial` has room for moment_blocks(n).
-GuidanceMoments guidance_moments(const StepBuffers& buffers, float guidance_scale, GuidanceMoments* partial,
-                                 int num_threads);
+GuidanceMoments guidance_moments(const StepBuffers& buffers, GuidanceMoments* partial, int num_threads);
 
 // frames float32 [3, num_frames, height, width] in [-1, 1] (clamped, NaN becomes 0) to
 // rgb8 uint8 [num_frames, height, width, 3], rounded to nearest even; plane = height * width.

@@ -77,6 +77,29 @@ inline void keep_output(const StepBuffers& b, std::int64_t offset, std::int64_t 
   write_bytes(b.reuse.anchor + offset, scratch, n * 4, false);
 }
 
+// output, the conditional branch, becomes the guided one; unconditional may be overwritten.
+inline void guide_tile(const StepBuffers& b, const StepCoefficients& k, std::int64_t offset, std::int64_t n,
+                       float* output, float* unconditional) {
+  if (k.projected) {
+    if (b.momentum != nullptr) {
+      float* m = b.momentum + offset;
+      for (std::int64_t i = 0; i < n; ++i) m[i] = Difference{k.momentum}(output[i], unconditional[i], m[i]);
+      for (std::int64_t i = 0; i < n; ++i) {
+        output[i] = Combine{k.conditional_factor, k.direction_factor}(output[i], m[i]);
+      }
+      return;
+    }
+    for (std::int64_t i = 0; i < n; ++i) {
+      output[i] = Combine{k.conditional_factor, k.direction_factor}(output[i], output[i] - unconditional[i]);
+    }
+    return;
+  }
+  if (k.unconditional_factor != 1.0F) {
+    for (std::int64_t i = 0; i < n; ++i) unconditional[i] = Scale{k.unconditional_factor}(unconditional[i]);
+  }
+  for (std::int64_t i = 0; i < n; ++i) output[i] = Guide{k.guidance_scale}(output[i], unconditional[i]);
+}
+
 // g of one tile: conditional output, guided and rescaled as the row says.
 inline void guided_tile(const StepBuffers& b, const StepCoefficients& k, std::int64_t offset, std::int64_t n,
                         float* output, float* scratch, StepNorms* sums) {
@@ -88,7 +111,7 @@ inline void guided_tile(const StepBuffers& b, const StepCoefficients& k, std::in
     if (b.reuse.keep_difference != nullptr) {
       map_tile(n, Combine{1.0F, -1.0F}, b.reuse.keep_difference + offset, scratch, output);
     }
-    for (std::int64_t i = 0; i < n; ++i) output[i] = Guide{k.guidance_scale}(output[i], scratch[i]);
+    guide_tile(b, k, offset, n, output, scratch);
   }
   if (k.output_factor != 1.0F) {
     for (std::int64_t i = 0; i < n; ++i) output[i] = Scale{k.output_factor}(output[i]);
@@ -153,46 +176,36 @@ inline void prepare_input_impl(const StepBuffers& b, float input_scale, int num_
   });
 }
 
-// 256 interleaved lanes, folded by a binary tree: the order of sums is part of the numerics.
-struct Lanes {
-  static constexpr int kLanes = 256;
-  double value[kLanes] = {};
-  inline double fold() {
-    for (int width = kLanes / 2; width > 0; width /= 2) {
-      for (int i = 0; i < width; ++i) value[i] += value[i + width];
-    }
-    return value[0];
-  }
-};
-
-inline GuidanceMoments block_moments(const StepBuffers& b, float guidance_scale, std::int64_t begin, std::int64_t end) {
-  Lanes conditional, conditional_squared, guided, guided_squared;
-  for (std::int64_t offset = begin; offset < end; offset += kTile) {
-    const std::int64_t n = std::min(kTile, end - offset);
-    alignas(64) float c[kTile];
-    alignas(64) float g[kTile];
-    conditional_tile(b, offset, n, c);
-    unconditional_tile(b, offset, n, c, g);
-    for (std::int64_t i = 0; i < n; ++i) g[i] = Guide{guidance_scale}(c[i], g[i]);
-    for (std::int64_t row = 0; row < n; row += Lanes::kLanes) {
-      const std::int64_t lanes = std::min<std::int64_t>(Lanes::kLanes, n - row);
-      for (std::int64_t lane = 0; lane < lanes; ++lane) {
-        const double cv = c[row + lane];
-        const double gv = g[row + lane];
-        conditional.value[lane] += cv;
-        conditional_squared.value[lane] += cv * cv;
-        guided.value[lane] += gv;
-        guided_squared.value[lane] += gv * gv;
-      }
-    }
-  }
-  return {conditional.fold(), conditional_squared.fold(), guided.fold(), guided_squared.fold()};
+// The sums of one tile; in float64, where the product of two float32 is exact.
+inline void add_moments(std::int64_t n, const float* c, const float* u, const float* m, GuidanceMoments* sums) {
+  const auto product = [n](const float* x, const float* y) {
+    return sum_tile(n, [x, y](std::int64_t i) { return static_cast<double>(x[i]) * static_cast<double>(y[i]); });
+  };
+  sums->c += sum_tile(n, [c](std::int64_t i) { return c[i]; });
+  sums->u += sum_tile(n, [u](std::int64_t i) { return u[i]; });
+  sums->cc += product(c, c);
+  sums->uu += product(u, u);
+  sums->cu += product(c, u);
+  if (m == nullptr) return;
+  sums->m += sum_tile(n, [m](std::int64_t i) { return m[i]; });
+  sums->mm += product(m, m);
+  sums->mc += product(m, c);
+  sums->mu += product(m, u);
 }
 
-inline void moments_impl(const StepBuffers& b, float guidance_scale, int num_threads, GuidanceMoments* partial,
-                         std::int64_t block_size, std::int64_t num_blocks) {
+inline void moments_impl(const StepBuffers& b, int num_threads, GuidanceMoments* partial, std::int64_t block_size,
+                         std::int64_t num_blocks) {
   core::parallel_for(num_blocks, num_threads, [&](std::int64_t block) {
-    partial[block] = block_moments(b, guidance_scale, block * block_size, std::min(b.n, (block + 1) * block_size));
+    const std::int64_t end = std::min(b.n, (block + 1) * block_size);
+    partial[block] = {};
+    for (std::int64_t offset = block * block_size; offset < end; offset += kTile) {
+      const std::int64_t n = std::min(kTile, end - offset);
+      alignas(64) float c[kTile];
+      alignas(64) float u[kTile];
+      conditional_tile(b, offset, n, c);
+      unconditional_tile(b, offset, n, c, u);
+      add_moments(n, c, u, b.momentum == nullptr ? nullptr : b.momentum + offset, partial + block);
+    }
   });
 }
 

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 
 #include "core/error.h"
 
@@ -15,20 +14,12 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// arXiv:2305.08891 eq. 15-16: the factor that brings the guided output back to the conditional one's spread.
-float rescale_factor(const kernels::GuidanceMoments& sums, std::int64_t n, double rescale) {
-  const double count = static_cast<double>(n);
-  const auto variance = [count](double sum, double squared) { return squared - sum * sum / count; };
-  const double conditional = variance(sums.conditional, sums.conditional_squared);
-  const double guided = variance(sums.guided, sums.guided_squared);
-  if (!(guided > 0.0)) return 1.0F;  // a constant output has no spread to restore
-  return static_cast<float>(rescale * std::sqrt(std::max(conditional, 0.0) / guided) + 1.0 - rescale);
-}
-
 }  // namespace
 
-Sampler::Sampler(Program program, const SamplerBuffers& buffers, int num_threads, const StepReuse& reuse)
-    : program_(std::move(program)), buffers_(buffers), num_threads_(num_threads), reuse_(reuse) {
+Sampler::Sampler(Program program, const SamplerBuffers& buffers, int num_threads, const StepReuse& reuse,
+                 const GuidanceRule& guidance)
+    : program_(std::move(program)), buffers_(buffers), num_threads_(num_threads), guidance_(guidance), reuse_(reuse) {
+  check(guidance_);
   check_buffers();
   reserve();
 }
@@ -53,7 +44,7 @@ void Sampler::reserve() {
     for (int i = 0; i < count; ++i) buffers.push_back(core::make_aligned_floats(n));
   };
   take(history_, program_.history_depth() == 0 ? 0 : program_.history_depth() + 1);
-  if (any([](const Row& row) { return row.guidance_rescale != 0.0; })) {
+  if (any([this](const Row& row) { return row.guided() && needs_moments(guidance_, row.guidance_rescale); })) {
     moments_.resize(static_cast<std::size_t>(kernels::moment_blocks(n)));
   }
   if (any([](const Row& row) { return row.noise != 0.0; })) noise_ = core::make_aligned_floats(n);
@@ -61,6 +52,9 @@ void Sampler::reserve() {
   if (reuse_.measures() || program_.reuses_conditional()) take(conditional_, reuse_.conditional.depth());
   if ((reuse_.measures() && guided) || program_.reuses_difference()) take(difference_, reuse_.difference.depth());
   if (reuse_.policy().residual && !conditional_.empty()) anchor_ = core::make_aligned_floats(n);
+  if (guided && guidance_.method == GuidanceMethod::kProjected && guidance_.momentum != 0.0) {
+    momentum_ = core::make_aligned_floats(n);
+  }
   if (reuse_.measures()) norms_.resize(static_cast<std::size_t>(kernels::norm_blocks(n)));
 }
 
@@ -162,10 +156,14 @@ void Sampler::step(std::int64_t index, const Row& row, Evaluation what, const No
   k.evaluated = row.has_output();
   k.guided = row.guided();
   k.guidance_scale = static_cast<float>(row.guidance_scale);
-  k.output_factor = 1.0F;
-  if (row.guided() && row.guidance_rescale != 0.0) {
-    k.output_factor = rescale_factor(kernels::guidance_moments(b, k.guidance_scale, moments_.data(), num_threads_), b.n,
-                                     row.guidance_rescale);
+  k.output_factor = k.unconditional_factor = 1.0F;
+  if (row.guided()) {
+    b.momentum = momentum_.get();
+    kernels::GuidanceMoments sums{};
+    if (needs_moments(guidance_, row.guidance_rescale)) {
+      sums = kernels::guidance_moments(b, moments_.data(), num_threads_);
+    }
+    set_guidance(guidance_, row.guidance_scale, row.guidance_rescale, sums, b.n, &k);
   }
   update(index, row, b, k, noise);
   kernels::fused_step(b, k, num_threads_);
@@ -192,6 +190,9 @@ RunStatistics Sampler::run(const Denoiser& denoiser, const NoiseSource& noise, c
     }
     const auto index = static_cast<std::int64_t>(i);
     const auto row_start = Clock::now();
+    if (momentum_ != nullptr && (i == 0 || rows[i].engine != rows[i - 1].engine)) {
+      std::fill_n(momentum_.get(), buffers_.n, 0.0F);
+    }
     const Evaluation what = reuse_.decide(index, rows[i]);
     evaluate(index, rows[i], what, denoiser, statistics);
     kernel_start = Clock::now();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/aligned.h"
+#include "sampler/guidance.h"
 #include "sampler/program.h"
 #include "sampler/step_reuse.h"
 
@@ -51,7 +52,8 @@ struct RunStatistics {
 class Sampler {
  public:
   // Throws std::invalid_argument when the buffers do not suffice for the program.
-  Sampler(Program program, const SamplerBuffers& buffers, int num_threads, const StepReuse& reuse = {});
+  Sampler(Program program, const SamplerBuffers& buffers, int num_threads, const StepReuse& reuse = {},
+          const GuidanceRule& guidance = {});
 
   // Runs all rows. Throws core::Cancelled between two rows once *cancelled is true; what the callables
   // throw passes through. The latents are then those of the last finished row.
@@ -81,6 +83,8 @@ class Sampler {
   std::int64_t kept_ = 0;  // entries kept so far; entry k lives in history_[k % history_.size()]
   core::AlignedFloats noise_;
   std::vector<kernels::GuidanceMoments> moments_;
+  GuidanceRule guidance_;
+  core::AlignedFloats momentum_;  // the running difference of guidance
   ReuseController reuse_;
   std::vector<core::AlignedFloats> conditional_;  // by the slots of reuse_.conditional; empty where none is reused
   std::vector<core::AlignedFloats> difference_;
