@@ -1,6 +1,7 @@
 """Step reuse on wan-pocket at 50 steps: quality against evaluations for every policy, and what halving them costs.
 
-    python -m benchmarks.reuse_curves [--clips 8] [--prompts 240] [--threads N] [--out benchmarks/results/reuse.json]
+    python -m benchmarks.reuse_curves [--part curves|adherence|all] [--clips 8] [--prompts 240] [--threads N]
+        [--out benchmarks/results/reuse.json]
 
 Policies that learn do so on benchmarks/calibration_prompts.txt; every figure is of held-out prompts, against the same
 clip of the same noise without reuse. Fewer steps of the solver are the rival that needs no reuse at all.
@@ -10,6 +11,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,9 @@ from sora_runtime.reuse_calibration import Calibrator, ClipAsk, Goal, psnr, ssim
 
 ROOT = Path(__file__).parent
 STEPS = 50
-THRESHOLDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
-SHARES = (0.8, 0.65, 0.5, 0.4, 0.3)
-FEWER_STEPS = (40, 33, 25, 20, 15)
+THRESHOLDS = (0.01, 0.02, 0.04, 0.08)
+SHARES = (0.65, 0.5, 0.35)
+FEWER_STEPS = (33, 25, 17, 12)
 # Name of a curve, the settings it begins with, and how its points are found.
 RUN_TIME = {
     "easycache": StepReuse("easycache"),
@@ -65,52 +67,60 @@ def compare(runtime: Runtime, texts: list[str], reference: list[Any], **fields: 
     """A point of a curve: evaluations of a clip, and its quality against the clips without reuse."""
     clips = [runtime.generate(text, seed=seed, **fields) for seed, text in enumerate(texts)]
     decibels = [psnr(a, b.frames) for a, b in zip(reference, clips, strict=True)]
+    finite = [value for value in decibels if value != float("inf")]
     return {
         "evaluations": float(np.mean([clip.receipt.evaluations.made for clip in clips])),
-        "psnr_mean": round(float(np.mean(decibels)), 2),
-        "psnr_min": round(min(decibels), 2),
+        "identical": len(decibels) - len(finite),
+        "psnr_mean": round(float(np.mean(finite)), 2) if finite else None,  # of those that are not identical
+        "psnr_min": round(min(finite), 2) if finite else None,
         "ssim": round(float(np.mean([ssim(a, b.frames) for a, b in zip(reference, clips, strict=True)])), 5),
     }
 
 
-def adherence(runtime: Runtime, prompts: int, **fields: Any) -> dict[str, float]:
-    """Accuracy of every attribute over the held-out prompts."""
-    found = score(
-        held_out_prompts(prompts), lambda text, _, seed: runtime.generate(text, seed=seed, **fields).frames, 0
-    )
-    return {name: found["accuracy"][name]["accuracy"] for name in (*ATTRIBUTES, "all")}
-
-
-def measure(clips: int, prompts: int, threads: int | None, record: Callable[[dict[str, Any]], None]) -> None:
-    """Curves first, then what the calibrated policy costs in adherence; recorded as they come."""
-    result: dict[str, Any] = {"steps": STEPS, "clips": clips, "prompts": prompts, "curves": {}}
-    asks = [ClipAsk(prompt.text) for prompt in read_prompts(ROOT / "calibration_prompts.txt")]
+def curves(runtime: Runtime, clips: int, record: Callable[[dict[str, Any]], None]) -> None:
+    """Every curve on the same held-out clips; recorded point by point."""
     texts = [text for text, _ in held_out_prompts(clips)]
-    with Runtime.load("wan-pocket", num_threads=threads) as runtime:
-        full = {"num_inference_steps": STEPS}
-        reference = [runtime.generate(text, seed=seed, **full).frames for seed, text in enumerate(texts)]
-        calibrator = Calibrator(runtime, asks, full, print)
-        result["all_evaluations"] = calibrator.program.all_evaluations
-        for steps in FEWER_STEPS:
-            point = compare(runtime, texts, reference, num_inference_steps=steps)
-            result["curves"].setdefault("fewer steps", []).append({"steps": steps, **point})
-        for name, reuse in points(calibrator):
-            point = compare(runtime, texts, reference, **full, step_reuse=reuse, force_step_reuse=True)
-            result["curves"].setdefault(name, []).append({"threshold": reuse.threshold, **point})
-            record(result)
-        chosen = calibrator.search(StepReuse("easycache"), Goal(share=0.5))
-        settings = StepReuse("easycache", threshold=chosen.settings.threshold)
-        reused = {**full, "step_reuse": settings, "force_step_reuse": True}
-        result["calibrated"] = {
-            "policy": "easycache",
-            "threshold": settings.threshold,
-            **compare(runtime, texts, reference, **reused),
-        }
-        record(result)
-        result["calibrated"]["adherence"] = adherence(runtime, prompts, **reused)
-        record(result)
-        result["calibrated"]["adherence_without"] = adherence(runtime, prompts, **full)
-        record(result)
+    full = {"num_inference_steps": STEPS}
+    reference = [runtime.generate(text, seed=seed, **full).frames for seed, text in enumerate(texts)]
+    calibrator = calibrator_of(runtime)
+    found: dict[str, list[Any]] = {"fewer steps": []}
+    for steps in FEWER_STEPS:
+        found["fewer steps"].append({"steps": steps, **compare(runtime, texts, reference, num_inference_steps=steps)})
+    for name, reuse in points(calibrator):
+        point = compare(runtime, texts, reference, **full, step_reuse=reuse, force_step_reuse=True)
+        settings = {"threshold": reuse.threshold, "interval": reuse.interval, "every": reuse.unconditional_every}
+        found.setdefault(name, []).append({**settings, **point})
+        record({"clips": clips, "all_evaluations": calibrator.program.all_evaluations, "curves": found})
+
+
+def adherence(runtime: Runtime, prompts: int, record: Callable[[dict[str, Any]], None]) -> None:
+    """The calibrated policy at half the evaluations against none, prompt by prompt."""
+    calibration = calibrator_of(runtime).search(StepReuse("easycache"), Goal(share=0.5))
+    reuse = StepReuse("easycache", threshold=calibration.settings.threshold)
+    found: dict[str, Any] = {"prompts": prompts, "calibration": calibration.model_dump(mode="json")}
+    evaluations: list[int] = []
+
+    def make(text: str, _scene: Any, seed: int, **fields: Any) -> Any:
+        clip = runtime.generate(text, seed=seed, num_inference_steps=STEPS, **fields)
+        evaluations.append(clip.receipt.evaluations.made)
+        return clip.frames
+
+    failed = []
+    for name, fields in (("with", {"step_reuse": reuse, "force_step_reuse": True}), ("without", {})):
+        evaluations.clear()
+        scored = score(held_out_prompts(prompts), partial(make, **fields), 0)
+        accuracy = {each: scored["accuracy"][each]["accuracy"] for each in (*ATTRIBUTES, "all")}
+        found[name] = {"evaluations": float(np.mean(evaluations)), "accuracy": accuracy}
+        failed.append({entry["prompt"] for entry in scored["failures"]})
+        record({"adherence": found})
+    found["lost"], found["gained"] = len(failed[0] - failed[1]), len(failed[1] - failed[0])
+    record({"adherence": found})
+
+
+def calibrator_of(runtime: Runtime) -> Calibrator:
+    """What learns on the prompts set aside for it."""
+    asks = [ClipAsk(prompt.text) for prompt in read_prompts(ROOT / "calibration_prompts.txt")]
+    return Calibrator(runtime, asks, {"num_inference_steps": STEPS}, print)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -120,8 +130,7 @@ def table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {name} | {point['evaluations']:.1f} | {point['psnr_mean']:.1f} | {point['psnr_min']:.1f} | "
-        f"{point['ssim']:.4f} |"
+        f"| {name} | {point['evaluations']:.1f} | {point['psnr_mean']} | {point['psnr_min']} | {point['ssim']:.4f} |"
         for name, curve in result["curves"].items()
         for point in curve
     ]
@@ -131,17 +140,23 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, record after every point, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("curves", "adherence", "all"), default="all")
     parser.add_argument("--clips", type=int, default=8, help="held-out prompts of the curves")
     parser.add_argument("--prompts", type=int, default=240, help="held-out prompts of the adherence")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "reuse.json")
     options = parser.parse_args()
 
-    def record(result: dict[str, Any]) -> None:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+    def record(found: dict[str, Any]) -> None:
+        before = json.loads(options.out.read_text()) if options.out.exists() else {}
+        options.out.write_text(json.dumps({**before, "steps": STEPS, **found}, indent=2) + "\n")
 
-    measure(options.clips, options.prompts, options.threads, record)
-    print(table(json.loads(options.out.read_text())))
+    with Runtime.load("wan-pocket", num_threads=options.threads) as runtime:
+        if options.part != "adherence":
+            curves(runtime, options.clips, record)
+            print(table(json.loads(options.out.read_text())))
+        if options.part != "curves":
+            adherence(runtime, options.prompts, record)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Step reuse: the compiled loop against its float64 twin, over policies, solvers, guidance and two engines."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from sora_runtime.sampling import (
     run_reference,
     with_solver,
 )
-from sora_runtime.sampling.reuse import core_arguments
 
 WAN = {
     "_class_name": "UniPCMultistepScheduler",
@@ -90,7 +89,8 @@ def run_compiled(
         conditional=outputs[0],
         unconditional=outputs[1],
         num_threads=num_threads,
-        reuse=_core.StepReuse(**core_arguments(program.reuse)),
+        reuse=_core.StepReuse(**asdict(program.reuse)),
+        guidance=_core.GuidanceRule(**asdict(program.guidance)),
     )
     statistics = sampler.run(denoiser, noise=_core.NoiseGenerator(5))
     return latents, statistics

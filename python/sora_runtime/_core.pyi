@@ -67,6 +67,11 @@ class StepReuse:
         polynomial: Sequence[float] = (0.0, 0.0, 0.0, 0.0, 0.0),
     ) -> None: ...
 
+class GuidanceRule:
+    def __init__(
+        self, *, method: str = "cfg", eta: float = 0.0, momentum: float = 0.0, norm_threshold: float = 0.0
+    ) -> None: ...
+
 class RunStatistics:
     @property
     def evaluations(self) -> int: ...
@@ -94,6 +99,7 @@ class Sampler:
         output_dtype: str = "float32",
         num_threads: int = 1,
         reuse: StepReuse = ...,
+        guidance: GuidanceRule = ...,
     ) -> None: ...
     def run(
         self,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,6 @@ from . import _core
 from .engines.engine import Array, Binding, Engine, TensorSpec
 from .errors import EngineError
 from .sampling.program import SamplerProgram
-from .sampling.reuse import core_arguments
 
 Conditions = Mapping[str, NDArray[np.float32]]
 """The transformer's inputs beside latents and timestep, by name."""
@@ -136,7 +135,8 @@ class Denoiser:
             input_dtype=self._input.dtype.name,
             output_dtype=self._output.dtype.name,
             num_threads=self._num_threads,
-            reuse=_core.StepReuse(**core_arguments(program.reuse)),
+            reuse=_core.StepReuse(**asdict(program.reuse)),
+            guidance=_core.GuidanceRule(**asdict(program.guidance)),
         )
         statistics = sampler.run(evaluate, noise=noise, on_step=on_step, cancel=cancel)
         if not np.isfinite(self._latents).all():

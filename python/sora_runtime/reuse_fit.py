@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .sampling import Evaluation
+from .sampling.reuse_policies import outputs_at_hand
 
 Norms = Sequence[NDArray[np.void]]
 """For each clip [rows] of what the sampler measured; see `Clip.norms`."""
@@ -89,9 +89,7 @@ def _segment_errors(rows: NDArray[np.void], change: NDArray[np.float64]) -> NDAr
 
 
 def _fixed(rows: NDArray[np.void], warm_up: int) -> NDArray[np.bool_]:
-    """Rows that must be evaluated: the warm-up, the last, and the first of an engine or of guidance."""
-    guided = rows["guidance_scale"] != 1.0
-    fixed = np.arange(len(rows)) < warm_up
-    fixed[-1] = True
-    fixed[1:] |= (rows["engine"][1:] != rows["engine"][:-1]) | (guided[1:] & ~guided[:-1])
-    return np.asarray(fixed | (rows["evaluate"] != Evaluation.EVALUATE))
+    """Rows that must be evaluated: the warm-up, the last, and those with nothing at hand to reuse."""
+    fixed = np.array([not at_hand for at_hand in outputs_at_hand(rows)])
+    fixed[:warm_up] = fixed[-1] = True
+    return fixed

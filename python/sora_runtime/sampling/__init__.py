@@ -7,9 +7,9 @@ from sora_runtime.sampling.diffusers_config import (
 )
 from sora_runtime.sampling.diffusers_schedulers import SOLVERS
 from sora_runtime.sampling.grids import DiffusionSchedule, FlowSchedule
+from sora_runtime.sampling.guidance import GUIDANCE_METHODS, Guidance, GuidanceRule
 from sora_runtime.sampling.program import (
     ROW_DTYPE,
-    Guidance,
     SamplerProgram,
     compile_program,
 )
@@ -30,6 +30,7 @@ from sora_runtime.sampling.unipc import UniPC
 
 __all__ = [
     "DDIM",
+    "GUIDANCE_METHODS",
     "LCM",
     "REUSE_POLICIES",
     "ROW_DTYPE",
@@ -42,6 +43,7 @@ __all__ = [
     "Evaluation",
     "FlowSchedule",
     "Guidance",
+    "GuidanceRule",
     "Heun",
     "ReuseRule",
     "SamplerProgram",

@@ -17,7 +17,6 @@ Where ``evaluate`` says so, ``c`` and ``u`` are estimated from earlier rows; see
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sora_runtime.errors import InvalidRequest
+from sora_runtime.sampling.guidance import Guidance, GuidanceRule
 from sora_runtime.sampling.reuse import Evaluation, ReuseRule, calls_of, check_reuse
 from sora_runtime.sampling.schedules import Schedule
 from sora_runtime.sampling.solvers import HISTORY, Solver, Step
@@ -57,46 +57,6 @@ class ScheduleSpecification(Protocol):
 
 
 @dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance (arXiv:2207.12598) and, for two-stage models, which engine runs.
-
-    Attributes:
-        scale: 1 evaluates the conditional branch only.
-        rescale: phi of arXiv:2305.08891 eq. 16, 0 to 1; 0 is off.
-        boundary_ratio: engine 0 runs where ``timestep >= boundary_ratio * num_train_timesteps``,
-            engine 1 below (Wan 2.2 A14B); None: one engine.
-        scale_2: guidance scale of engine 1; None: ``scale``.
-    """
-
-    scale: float = 1.0
-    rescale: float = 0.0
-    boundary_ratio: float | None = None
-    scale_2: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("guidance_scale", self.scale), ("guidance_scale_2", self.scale_2)):
-            if value is not None and not math.isfinite(value):
-                raise InvalidRequest(f"{name} = {value} is not finite; use 1 for no guidance")
-        if not 0.0 <= self.rescale <= 1.0:
-            raise InvalidRequest(f"guidance_rescale = {self.rescale} is outside 0 to 1; use 0 to turn it off")
-        if self.boundary_ratio is None and self.scale_2 is not None:
-            raise InvalidRequest(
-                f"guidance_scale_2 = {self.scale_2} needs a model with two transformers; "
-                "leave it out where boundary_ratio is not set"
-            )
-        if self.boundary_ratio is not None and not 0.0 <= self.boundary_ratio <= 1.0:
-            raise InvalidRequest(
-                f"boundary_ratio = {self.boundary_ratio} is outside 0 to 1; use the model's own, such as 0.875"
-            )
-
-    def engine_and_scale(self, timestep: float, num_train_timesteps: int) -> tuple[int, float]:
-        """Return the engine that runs at ``timestep`` and its guidance scale."""
-        if self.boundary_ratio is None or timestep >= self.boundary_ratio * num_train_timesteps:
-            return 0, self.scale
-        return 1, self.scale if self.scale_2 is None else self.scale_2
-
-
-@dataclass(frozen=True)
 class SamplerProgram:
     """A compiled trajectory.
 
@@ -107,6 +67,7 @@ class SamplerProgram:
         solver: solver name, for receipts.
         schedule: schedule name, for receipts.
         reuse: which outputs are reused beside those the rows mark, and how.
+        guidance: how the two branches of a guided row make its output g.
 
     Raises:
         InvalidRequest: the table breaks one of its rules (see ``_check_rows``).
@@ -118,6 +79,7 @@ class SamplerProgram:
     solver: str
     schedule: str
     reuse: ReuseRule = field(default_factory=ReuseRule)
+    guidance: GuidanceRule = field(default_factory=GuidanceRule)
 
     def __post_init__(self) -> None:
         rows = np.array(self.rows)
@@ -143,12 +105,14 @@ class SamplerProgram:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the table, the initial scale and, where there is one, the rule of reuse."""
+        """Hex digest of the table, the initial scale and, where they say anything, the rules beside the table."""
         digest = hashlib.sha256(repr(ROW_DTYPE.descr).encode())
         digest.update(np.float64(self.initial_scale).tobytes())
         digest.update(self.rows.tobytes())
         if self.reuse != ReuseRule():
             digest.update(repr(self.reuse).encode())
+        if self.guidance != GuidanceRule():
+            digest.update(repr(self.guidance).encode())
         return digest.hexdigest()
 
 
@@ -204,23 +168,33 @@ def compile_program(
     with np.errstate(all="ignore"):  # what is not finite is refused by name in SamplerProgram
         steps = solver.steps(built)
     rows = np.zeros(len(steps), ROW_DTYPE)
-    for row, step in zip(rows, steps, strict=True):
-        _fill_row(row, step, guidance, built.num_train_timesteps)
+    for i, (row, step) in enumerate(zip(rows, steps, strict=True)):
+        _fill_row(row, step)
+        _fill_guidance(row, guidance, built, i / max(len(steps) - 1, 1))
+    rows["evaluate"][: guidance.zero_init_steps] = Evaluation.ZERO
     return SamplerProgram(
         rows=rows,
         initial_scale=built.initial_scale,
         num_inference_steps=num_inference_steps,
         solver=solver.name,
         schedule=built.name,
+        guidance=guidance.rule,
     )
 
 
-def _fill_row(row: Any, step: Step, guidance: Guidance, num_train_timesteps: int) -> None:
-    engine, scale = guidance.engine_and_scale(step.timestep, num_train_timesteps)
-    row["engine"], row["evaluate"] = engine, Evaluation.EVALUATE
+def _fill_row(row: Any, step: Step) -> None:
+    row["evaluate"] = Evaluation.EVALUATE
     row["timestep"], row["input_scale"] = step.timestep, step.input_scale
-    row["guidance_scale"], row["guidance_rescale"] = scale, guidance.rescale
     row["latents"], row["output"] = step.next_latents[:2]
     row["history"], row["noise"] = step.next_latents[2:-1], step.next_latents[-1]
     row["store_latents"], row["store_output"] = step.store[:2]
     assert not np.any(step.store[2:]), "a history entry is made of x and g only"
+
+
+def _fill_guidance(row: Any, guidance: Guidance, schedule: Schedule, progress: float) -> None:
+    timestep = float(row["timestep"])
+    engine, scale = guidance.engine_and_scale(timestep, schedule.num_train_timesteps)
+    sigma = schedule.sigmas[list(schedule.timesteps).index(timestep)] if guidance.interval is not None else 0.0
+    row["engine"] = engine
+    row["guidance_scale"] = guidance.weakened(scale, float(sigma), progress)
+    row["guidance_rescale"] = guidance.rescale

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sora_runtime.sampling.guidance import guided_output
 from sora_runtime.sampling.program import SamplerProgram
 from sora_runtime.sampling.reuse import Evaluation, ReuseRule
 from sora_runtime.sampling.schedules import FloatArray
@@ -44,10 +45,16 @@ def run_reference(
     history: list[FloatArray] = []
     draws = iter(noise)
     reuse = _Reuse(program.reuse)
+    difference, expert = np.zeros_like(x), -1
     scales = [*program.rows["input_scale"][1:], 1.0]
     for index, (row, next_scale) in enumerate(zip(program.rows, scales, strict=True)):
         engine = row["engine"]
-        g = _guided(row, *reuse.outputs(index, row, x, conditional[engine], negative[engine]))
+        g, u = reuse.outputs(index, row, x, conditional[engine], negative[engine])
+        if engine != expert:
+            difference, expert = np.zeros_like(x), engine
+        if u is not None:
+            difference = g - u + program.guidance.momentum * difference
+            g = guided_output(program.guidance, row, g, u, difference)
         before = row["input_scale"] * x
         stored = row["store_latents"] * x + row["store_output"] * g
         x = row["latents"] * x + row["output"] * g
@@ -59,17 +66,6 @@ def run_reference(
             history = [stored, *history][:HISTORY]
         reuse.moved(before, next_scale * x)
     return x
-
-
-def _guided(row: Any, c: FloatArray, u: FloatArray | None) -> FloatArray:
-    """The output g of the conditional and, with guidance, the unconditional branch."""
-    if u is None:
-        return c
-    g = u + row["guidance_scale"] * (c - u)
-    phi = row["guidance_rescale"]
-    if phi > 0.0:
-        g = g * (phi * np.std(c) / np.std(g) + 1.0 - phi)
-    return np.asarray(g)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -102,8 +102,3 @@ def calls_of(rows: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
     both = np.where(rows["guidance_scale"] == 1.0, 1, 2)
     kind = rows["evaluate"]
     return np.where(kind == Evaluation.EVALUATE, both, np.where(kind == Evaluation.CONDITIONAL, 1, 0))
-
-
-def core_arguments(rule: ReuseRule) -> dict[str, Any]:
-    """The rule as the keyword arguments of ``_core.StepReuse``."""
-    return {name: getattr(rule, name) for name in ReuseRule.__dataclass_fields__}

@@ -109,7 +109,7 @@ def _reused(program: SamplerProgram, reuse: StepReuse) -> Iterator[int]:
         yield from reuse.reused
     elif reuse.policy == "taylorseer":
         since = 0
-        for i, at_hand in enumerate(_at_hand(rows)):
+        for i, at_hand in enumerate(outputs_at_hand(rows)):
             since = since + 1 if at_hand and reuse.warm_up <= i < last and since + 1 < reuse.interval else 0
             if since:
                 yield i
@@ -128,7 +128,7 @@ def _below_error(rows: npt.NDArray[np.void], reuse: StepReuse) -> Iterator[int]:
             f"magcache has {len(reuse.ratios)} ratios for {len(rows)} rows; calibrate it for this number of steps"
         )
     ratio, error, skipped = 1.0, 0.0, 0
-    for i, at_hand in enumerate(_at_hand(rows)):
+    for i, at_hand in enumerate(outputs_at_hand(rows)):
         ratio *= reuse.ratios[i]
         error += abs(1.0 - ratio)
         within = reuse.warm_up <= i < len(rows) - 1
@@ -144,16 +144,16 @@ def _below_error(rows: npt.NDArray[np.void], reuse: StepReuse) -> Iterator[int]:
             ratio, error, skipped = 1.0, 0.0, 0
 
 
-def _at_hand(rows: npt.NDArray[np.void]) -> Iterator[bool]:
-    """Whether each row has outputs to reuse, given that the first row of an engine and of guidance is evaluated."""
-    engine, guided = -1, False
+def outputs_at_hand(rows: npt.NDArray[np.void]) -> Iterator[bool]:
+    """Whether each row may reuse: an earlier row of its engine was evaluated, with both branches where it has two."""
+    engine, conditional, guided = -1, False, False
     for row in rows:
-        wants = row["guidance_scale"] != 1.0
-        known = row["engine"] == engine and (guided or not wants)
+        wants, evaluated = row["guidance_scale"] != 1.0, row["evaluate"] == Evaluation.EVALUATE
         if row["engine"] != engine:
-            engine, guided = row["engine"], False
-        guided = guided or wants
-        yield bool(known and row["evaluate"] == Evaluation.EVALUATE)
+            engine, conditional, guided = row["engine"], False, False
+        yield bool(evaluated and conditional and (guided or not wants))
+        conditional = conditional or evaluated
+        guided = guided or (evaluated and wants)
 
 
 def _mark(rows: npt.NDArray[np.void], reused: set[int]) -> None:
@@ -165,7 +165,7 @@ def _mark(rows: npt.NDArray[np.void], reused: set[int]) -> None:
 def _mark_unconditional(rows: npt.NDArray[np.void], reuse: StepReuse) -> None:
     """Of the rows left to evaluate after the warm-up, all but one in ``unconditional_every`` lose the second branch."""
     since = 0
-    at_hand = list(_at_hand(rows))
+    at_hand = list(outputs_at_hand(rows))
     for i, row in enumerate(rows):
         guided = row["evaluate"] == Evaluation.EVALUATE and row["guidance_scale"] != 1.0
         if not guided:
