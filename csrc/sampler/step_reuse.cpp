@@ -101,7 +101,7 @@ void ReuseController::measured(const Row& row, Evaluation done, const kernels::S
   } else if (done == kReuse) {
     ++in_a_row_;
   }
-  path_ += norms.input_change;
+  if (!conditional.empty()) path_ += norms.input_change;
   const double output = row.has_output() ? norms.output : newest_.output;
   newest_ = norms;
   newest_.output = output;

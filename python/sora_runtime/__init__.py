@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .receipt import Receipt
     from .request import RequestFields
     from .runtime import Runtime
-    from .sampling import StepReuse
+    from .sampling import GuidanceRule, StepReuse
 
 __version__ = "0.1.0"
 
@@ -41,6 +41,7 @@ _MODULE_OF = {
     "estimate": ".cost.estimate",
     "Clip": ".clip",
     "Runtime": ".runtime",
+    "GuidanceRule": ".sampling",
     "StepReuse": ".sampling",
 }
 
@@ -52,6 +53,7 @@ __all__ = [
     "Clip",
     "EmbeddingCache",
     "EngineError",
+    "GuidanceRule",
     "InvalidRequest",
     "OutputError",
     "Receipt",

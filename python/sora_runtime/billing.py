@@ -22,6 +22,7 @@ from .receipt import (
     Cost,
     EngineRecord,
     Evaluations,
+    GuidanceRecord,
     Hashes,
     MachineRecord,
     ModelRecord,
@@ -143,9 +144,21 @@ def _request_record(request: ResolvedRequest, program: SamplerProgram, reuse: Ch
         width=request.geometry.width,
         num_frames=request.geometry.num_frames,
         fps=request.fps,
+        guidance=_guidance(request),
         step_reuse=None if reuse is None else ReuseSettings(**asdict(reuse.settings)),
         step_reuse_calibrated=None if reuse is None else reuse.calibrated,
     )
+
+
+def _guidance(request: ResolvedRequest) -> GuidanceRecord | None:
+    record = GuidanceRecord(
+        **asdict(request.guidance_rule),
+        interval=request.guidance_interval,
+        decay=request.guidance_decay,
+        zero_init_steps=request.zero_init_steps,
+    )
+    plain = record.method == "cfg" and record.interval is None and record.decay == 0.0 and record.zero_init_steps == 0
+    return None if plain else record
 
 
 def _hashes(record: Record) -> Hashes:

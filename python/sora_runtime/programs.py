@@ -60,11 +60,20 @@ class Programs:
             rescale=request.guidance_rescale,
             boundary_ratio=self._facts.boundary_ratio,
             scale_2=None if embedded else request.guidance_scale_2,
+            interval=request.guidance_interval,
+            decay=request.guidance_decay,
+            zero_init_steps=request.zero_init_steps,
+            rule=request.guidance_rule,
         )
+        if embedded and guidance.shaped:
+            raise InvalidRequest(
+                f"'{self._bundle.name}' takes guidance as an input and has no second branch to shape; "
+                "leave guidance_method, guidance_interval and guidance_decay out"
+            )
         program = self._compiled(request.solver, request.num_inference_steps, guidance, request.geometry.tokens)
         if request.step_reuse is None:
             return program, None
-        chosen = self._choose(request, reuse_key(request, program))
+        chosen = self._choose(request, program)
         return apply_reuse(program, chosen.settings), chosen
 
     def _compile(self, solver: str | None, num_inference_steps: int, guidance: Guidance, tokens: int) -> SamplerProgram:
@@ -75,11 +84,12 @@ class Programs:
             schedule = replace(schedule, grid=grid)
         return compile_program(specification.solver, schedule, num_inference_steps, guidance, image_seq_len=tokens)
 
-    def _choose(self, request: ResolvedRequest, key: ReuseKey) -> ChosenReuse:
+    def _choose(self, request: ResolvedRequest, program: SamplerProgram) -> ChosenReuse:
         """The settings that a request asks for, if their loss is known or the request insists."""
         asked, threshold, forced = request.step_reuse, request.reuse_threshold, request.force_step_reuse
         policy = asked.policy if isinstance(asked, StepReuse) else str(asked)
-        known = self._calibrated(policy, key)
+        key = reuse_key(request, program)
+        known = self._calibrated(policy, key, program)
         if known is None and not forced:
             raise InvalidRequest(
                 f"step_reuse = '{policy}' is not calibrated in '{self._bundle.name}' for {key}; "
@@ -101,9 +111,10 @@ class Programs:
             )
         return ChosenReuse(settings, within)
 
-    def _calibrated(self, policy: str, key: ReuseKey) -> StepReuse | None:
+    def _calibrated(self, policy: str, key: ReuseKey, program: SamplerProgram) -> StepReuse | None:
         for entry in self._bundle.manifest.step_reuse:
-            if entry.key == key and entry.settings.policy == policy:
+            same = entry.key == key and entry.quality.all_evaluations == program.all_evaluations
+            if same and entry.settings.policy == policy:
                 return StepReuse(**{name: getattr(entry.settings, name) for name in ReuseSettings.model_fields})
         return None
 
@@ -120,4 +131,5 @@ def reuse_key(request: ResolvedRequest, program: SamplerProgram) -> ReuseKey:
         schedule=program.schedule,
         num_inference_steps=program.num_inference_steps,
         guided=program.all_evaluations > len(program.rows),
+        guidance_method=program.guidance.method,
     )

@@ -47,6 +47,18 @@ class MachineRecord(_Record):
     gpu_count: int | None = None
 
 
+class GuidanceRecord(_Record):
+    """Guidance that is more than a scale; see `sora_runtime.sampling.Guidance`."""
+
+    method: str
+    interval: tuple[float, float] | None
+    decay: float
+    zero_init_steps: int
+    eta: float
+    momentum: float
+    norm_threshold: float
+
+
 class RequestRecord(_Record):
     """The request with every default filled in: enough to make the same clip again."""
 
@@ -65,6 +77,7 @@ class RequestRecord(_Record):
     width: int
     num_frames: int
     fps: float
+    guidance: GuidanceRecord | None = None  # beyond the scale; null: plain guidance
     step_reuse: ReuseSettings | None = None
     step_reuse_calibrated: bool | None = None  # null without step reuse; false: it was forced
 

@@ -20,9 +20,12 @@ class ReuseKey(_Record):
     schedule: str
     num_inference_steps: PositiveInt
     guided: bool  # whether any step makes two evaluations
+    guidance_method: str = "cfg"
 
     def __str__(self) -> str:
         guidance = "with" if self.guided else "without"
+        if self.guidance_method != "cfg":
+            guidance += f" {self.guidance_method}"
         return (
             f"{self.num_inference_steps} steps of {self.solver} on {self.schedule} at {self.width}x{self.height} with "
             f"{self.num_frames} frames {guidance} guidance ({self.task})"

@@ -10,7 +10,7 @@ from fake_runtime import Command, FakeRuntime
 
 from sora_runtime.bundle import find_bundle
 from sora_runtime.cli.run_options import ReusePolicy
-from sora_runtime.sampling import REUSE_POLICIES
+from sora_runtime.sampling import REUSE_POLICIES, GuidanceRule
 
 
 def test_the_options_name_every_policy() -> None:
@@ -78,3 +78,21 @@ def test_a_share_that_is_none_is_a_bad_request(sora_bench: Command, tmp_path: Pa
     result = sora_bench("calibrate-reuse", "wan-pocket", "--prompts", prompts, "--evaluations-share", 2)
     assert result.exit_code == 2
     assert "evaluations_share = 2.0 is outside 0 to 1" in result.stderr
+
+
+def test_guidance_reaches_the_runtime(sora_bench: Command, fake: FakeRuntime) -> None:
+    result = sora_bench(
+        *("run", "a red circle", "--guidance-method", "apg", "--apg", 0.1, -0.4, 9, "--guidance-interval", 0.2, 0.8),
+        *("--guidance-decay", 0.5, "--zero-init-steps", 2),
+    )
+    assert result.exit_code == 0, result.stderr
+    request = fake.requests[0]
+    assert request["guidance_method"] == GuidanceRule("apg", eta=0.1, momentum=-0.4, norm_threshold=9.0)
+    assert (request["guidance_interval"], request["guidance_decay"], request["zero_init_steps"]) == ((0.2, 0.8), 0.5, 2)
+    sora_bench("run", "a red circle", "--guidance-method", "cfg_zero_star")
+    assert fake.requests[1]["guidance_method"] == "cfg_zero_star"
+    refused = sora_bench("run", "a red circle", "--apg", 0, 0, 0)
+    assert (refused.exit_code, refused.stderr) == (
+        2,
+        "error: --apg says nothing without --guidance-method apg; add it\n",
+    )

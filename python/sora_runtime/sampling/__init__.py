@@ -7,7 +7,7 @@ from sora_runtime.sampling.diffusers_config import (
 )
 from sora_runtime.sampling.diffusers_schedulers import SOLVERS
 from sora_runtime.sampling.grids import DiffusionSchedule, FlowSchedule
-from sora_runtime.sampling.guidance import GUIDANCE_METHODS, Guidance, GuidanceRule
+from sora_runtime.sampling.guidance import GUIDANCE_METHODS, Guidance, GuidanceRule, guidance_rule
 from sora_runtime.sampling.program import (
     ROW_DTYPE,
     SamplerProgram,
@@ -56,6 +56,7 @@ __all__ = [
     "apply_reuse",
     "compile_program",
     "default_order",
+    "guidance_rule",
     "read_scheduler_config",
     "run_reference",
     "with_solver",

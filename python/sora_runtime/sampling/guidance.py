@@ -49,6 +49,19 @@ class GuidanceRule:
             raise InvalidRequest(f"norm_threshold = {self.norm_threshold} of apg is no length; use 0 for no limit")
 
 
+def guidance_rule(method: str) -> GuidanceRule:
+    """The rule of a name; apg with the momentum and the eta of its paper (table 2) and no limit of length.
+
+    Raises:
+        InvalidRequest: the name is unknown.
+    """
+    if method not in GUIDANCE_METHODS:
+        raise InvalidRequest(f"guidance_method = '{method}' is unknown; use {', '.join(GUIDANCE_METHODS)}")
+    if method == "apg":
+        return GuidanceRule("apg", eta=0.0, momentum=-0.5)
+    return GuidanceRule("cfg_zero_star") if method == "cfg_zero_star" else GuidanceRule()
+
+
 @dataclass(frozen=True)
 class Guidance:
     """Guidance of every row and, for two-stage models, which engine runs.
@@ -100,6 +113,11 @@ class Guidance:
             )
         if self.zero_init_steps < 0:
             raise InvalidRequest(f"zero_init_steps = {self.zero_init_steps} is negative; use 0 for none")
+
+    @property
+    def shaped(self) -> bool:
+        """Whether anything but the scale says how the branches are joined."""
+        return self.interval is not None or self.decay != 0.0 or self.rule != GuidanceRule()
 
     def engine_and_scale(self, timestep: float, num_train_timesteps: int) -> tuple[int, float]:
         """Return the engine that runs at ``timestep`` and its guidance scale."""

@@ -163,4 +163,5 @@ class _Reuse:
         self._travelled = float(np.sum(np.abs(after - before)))
         size = float(np.sum(np.abs(before)))
         self._change = 0.0 if size == 0.0 else self._travelled / size
-        self._path += self._travelled
+        if self._conditional.entries:
+            self._path += self._travelled
