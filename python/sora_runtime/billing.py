@@ -190,6 +190,12 @@ def _reasons(request: ResolvedRequest, program: SamplerProgram) -> dict[str, str
     reasons = {"seconds.encode_mp4": NOT_SAVED, "machine.gpu": "the engine ran on the CPU"}
     if request.guidance_scale_2 is None:
         reasons["request.guidance_scale_2"] = "guidance_scale holds for every transformer"
+    if request.step_reuse is None:
+        reasons["request.step_reuse"] = reasons["request.step_reuse_calibrated"] = "every step was evaluated"
+    if _guidance(request) is None:
+        reasons["request.guidance"] = "guidance_scale and guidance_rescale say it all"
+    elif request.guidance_interval is None:
+        reasons["request.guidance.interval"] = "guidance was not kept to an interval"
     if request.image is None:
         reasons["seconds.image_encode"] = reasons["hashes.image"] = "the request had no image"
     if request.latents is None:
