@@ -176,36 +176,65 @@ inline void prepare_input_impl(const StepBuffers& b, float input_scale, int num_
   });
 }
 
-// The sums of one tile; in float64, where the product of two float32 is exact.
-inline void add_moments(std::int64_t n, const float* c, const float* u, const float* m, GuidanceMoments* sums) {
-  const auto product = [n](const float* x, const float* y) {
-    return sum_tile(n, [x, y](std::int64_t i) { return static_cast<double>(x[i]) * static_cast<double>(y[i]); });
-  };
-  sums->c += sum_tile(n, [c](std::int64_t i) { return c[i]; });
-  sums->u += sum_tile(n, [u](std::int64_t i) { return u[i]; });
-  sums->cc += product(c, c);
-  sums->uu += product(u, u);
-  sums->cu += product(c, u);
-  if (m == nullptr) return;
-  sums->m += sum_tile(n, [m](std::int64_t i) { return m[i]; });
-  sums->mm += product(m, m);
-  sums->mc += product(m, c);
-  sums->mu += product(m, u);
+// 256 interleaved lanes, folded by a binary tree: the order of sums is part of the numerics.
+struct Lanes {
+  static constexpr int kLanes = 256;
+  double value[kLanes] = {};
+  inline double fold() {
+    for (int width = kLanes / 2; width > 0; width /= 2) {
+      for (int i = 0; i < width; ++i) value[i] += value[i + width];
+    }
+    return value[0];
+  }
+};
+
+// The sums of one block, lane by lane; in float64, where the product of two float32 is exact.
+struct MomentLanes {
+  Lanes c, u, cc, uu, cu, m, mm, mc, mu;
+
+  // Up to kLanes elements; `before` is null without a running difference.
+  inline void add(std::int64_t n, const float* conditional, const float* unconditional, const float* before) {
+    for (std::int64_t lane = 0; lane < n; ++lane) {
+      const double x = conditional[lane];
+      const double y = unconditional[lane];
+      c.value[lane] += x;
+      u.value[lane] += y;
+      cc.value[lane] += x * x;
+      uu.value[lane] += y * y;
+      cu.value[lane] += x * y;
+    }
+    if (before == nullptr) return;
+    for (std::int64_t lane = 0; lane < n; ++lane) {
+      const double z = before[lane];
+      m.value[lane] += z;
+      mm.value[lane] += z * z;
+      mc.value[lane] += z * static_cast<double>(conditional[lane]);
+      mu.value[lane] += z * static_cast<double>(unconditional[lane]);
+    }
+  }
+};
+
+inline GuidanceMoments block_moments(const StepBuffers& b, std::int64_t begin, std::int64_t end) {
+  MomentLanes lanes;
+  for (std::int64_t offset = begin; offset < end; offset += kTile) {
+    const std::int64_t n = std::min(kTile, end - offset);
+    alignas(64) float c[kTile];
+    alignas(64) float u[kTile];
+    conditional_tile(b, offset, n, c);
+    unconditional_tile(b, offset, n, c, u);
+    for (std::int64_t row = 0; row < n; row += Lanes::kLanes) {
+      const float* before = b.momentum == nullptr ? nullptr : b.momentum + offset + row;
+      lanes.add(std::min<std::int64_t>(Lanes::kLanes, n - row), c + row, u + row, before);
+    }
+  }
+  return {lanes.c.fold(),  lanes.u.fold(),  lanes.m.fold(),  lanes.cc.fold(), lanes.uu.fold(),
+          lanes.cu.fold(), lanes.mm.fold(), lanes.mc.fold(), lanes.mu.fold()};
 }
 
 inline void moments_impl(const StepBuffers& b, int num_threads, GuidanceMoments* partial, std::int64_t block_size,
                          std::int64_t num_blocks) {
   core::parallel_for(num_blocks, num_threads, [&](std::int64_t block) {
-    const std::int64_t end = std::min(b.n, (block + 1) * block_size);
-    partial[block] = {};
-    for (std::int64_t offset = block * block_size; offset < end; offset += kTile) {
-      const std::int64_t n = std::min(kTile, end - offset);
-      alignas(64) float c[kTile];
-      alignas(64) float u[kTile];
-      conditional_tile(b, offset, n, c);
-      unconditional_tile(b, offset, n, c, u);
-      add_moments(n, c, u, b.momentum == nullptr ? nullptr : b.momentum + offset, partial + block);
-    }
+    partial[block] = block_moments(b, block * block_size, std::min(b.n, (block + 1) * block_size));
   });
 }
 
