@@ -64,8 +64,10 @@ def test_the_table_shows_what_is_lost(sora_bench: Command, tmp_path: Path) -> No
     prompts.write_text("a red circle moving left on a navy background\n")
     result = sora_bench(
         *("calibrate-reuse", bundle, "--prompts", prompts, "--steps", 5, "--guidance-scale", 1),
-        *("--policy", "plan", "--warm-up", 1, "--evaluations-share", 0.8),
+        *("--policy", "plan", "--warm-up", 1, "--evaluations-share", 0.8, "--order", 1, "--most-in-a-row", 3),
     )
+    stored = json.loads((bundle / "bundle.json").read_bytes())["step_reuse"][0]
+    assert (stored["settings"]["order"], stored["settings"]["most_in_a_row"], stored["key"]["guided"]) == (1, 3, False)
     assert result.exit_code == 0, result.stderr
     assert "5 steps of unipc" in result.stdout and "without guidance" in " ".join(result.stdout.split())
     assert "PSNR dB" in result.stdout
@@ -96,3 +98,17 @@ def test_guidance_reaches_the_runtime(sora_bench: Command, fake: FakeRuntime) ->
         2,
         "error: --apg says nothing without --guidance-method apg; add it\n",
     )
+
+
+def test_the_unconditional_branch_is_reused_beside_a_policy(sora_bench: Command, tmp_path: Path) -> None:
+    bundle, prompts = tmp_path / "pocket", tmp_path / "prompts.txt"
+    shutil.copytree(find_bundle("wan-pocket"), bundle)
+    prompts.write_text("a red circle moving left on a navy background\n")
+    result = sora_bench(
+        *("calibrate-reuse", bundle, "--prompts", prompts, "--steps", 6, "--policy", "plan", "--warm-up", 2),
+        *("--unconditional-every", 2, "--evaluations-share", 0.6, "--json", "--quiet"),
+    )
+    assert result.exit_code == 0, result.stderr
+    (found,) = json.loads(result.stdout)
+    # Rows 0, 1 and 5 make two calls; of rows 2 to 4 some are reused, and some make one.
+    assert found["quality"]["evaluations"] == 7 and len(found["settings"]["reused"]) == 2

@@ -40,6 +40,9 @@ def calibrate_reuse(  # noqa: PLR0913, PLR0917  (each option of the command is a
     residual: Annotated[bool, _policy("Reuse output less input, as EasyCache's paper does.", "")] = False,
     warm_up: Annotated[int, _policy("Rows that are always evaluated first.", "N", min=1)] = 3,
     most_in_a_row: Annotated[int, _policy("Rows reused between two evaluations; 0: any.", "N", min=0)] = 0,
+    unconditional_every: Annotated[
+        int, _policy("Of the evaluated rows, how many share one unconditional branch.", "N", min=1)
+    ] = 1,
     steps: Annotated[int | None, _setting("Inference steps.", "N")] = None,
     solver: Annotated[str | None, _setting("Another one than the model's own.", "NAME")] = None,
     guidance_scale: Annotated[float | None, _setting("1 is none.", "X")] = None,
@@ -63,6 +66,7 @@ def calibrate_reuse(  # noqa: PLR0913, PLR0917  (each option of the command is a
             residual=residual,
             warm_up=warm_up,
             most_in_a_row=most_in_a_row,
+            unconditional_every=unconditional_every,
         )
         for each in policy or [ReusePolicy.easycache]
     ]
