@@ -22,7 +22,7 @@ RANKS = [
     {"errors", "_core"},
     {"geometry", "machine", "output", "verify"},
     {"forecast", "turns"},
-    {"manifest", "receipt"},
+    {"manifest", "receipt", "reuse_record"},
     {"bundle", "pixels"},
     {"engines"},
     {"embedding_store", "sampling", "request", "video", "clip"},
@@ -32,7 +32,7 @@ RANKS = [
     {"cost"},
     {"billing"},
     {"runtime"},
-    {"bench"},
+    {"bench", "reuse_fit", "reuse_calibration"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}

@@ -1,6 +1,9 @@
 // Binds the sampler: numpy buffers in, the loop with the GIL released.
 #include "sampler/sampler.h"
 
+#include <pybind11/stl.h>
+
+#include <array>
 #include <memory>
 #include <string>
 
@@ -57,7 +60,8 @@ struct BoundSampler {
 std::unique_ptr<BoundSampler> make_sampler(const py::array_t<sampler::Row>& rows, const py::array& latents,
                                            const py::object& model_input, const py::array& conditional,
                                            const py::object& unconditional, const std::string& input_dtype,
-                                           const std::string& output_dtype, int num_threads) {
+                                           const std::string& output_dtype, int num_threads,
+                                           const sampler::StepReuse& reuse, const sampler::GuidanceRule& guidance) {
   auto bound = std::make_unique<BoundSampler>();
   sampler::SamplerBuffers b{};
   b.n = latents.size();
@@ -77,7 +81,7 @@ std::unique_ptr<BoundSampler> make_sampler(const py::array_t<sampler::Row>& rows
     b.unconditional = buffer_of(array, "unconditional", b.n, b.output_dtype, false);
     bound->arrays.push_back(array);
   }
-  bound->sampler = std::make_unique<sampler::Sampler>(program_from(rows), b, num_threads);
+  bound->sampler = std::make_unique<sampler::Sampler>(program_from(rows), b, num_threads, reuse, guidance);
   return bound;
 }
 
@@ -103,6 +107,52 @@ sampler::RunStatistics run(BoundSampler& bound, const py::function& denoiser, No
   return bound.sampler->run(call, draw, report, cancel == nullptr ? nullptr : cancel->flag());
 }
 
+sampler::StepReuse make_reuse(const std::string& criterion, double threshold, std::int64_t first, std::int64_t last,
+                              std::int64_t most_in_a_row, int order, bool residual,
+                              const std::array<double, sampler::kPolynomial>& polynomial) {
+  sampler::StepReuse reuse;
+  if (criterion == "output_change") {
+    reuse.criterion = sampler::Criterion::kOutputChange;
+  } else if (criterion == "input_change") {
+    reuse.criterion = sampler::Criterion::kInputChange;
+  } else {
+    core::require(criterion == "none",
+                  "criterion = '" + criterion + "' of step reuse is unknown; use none, output_change or input_change");
+  }
+  reuse.threshold = threshold;
+  reuse.first = first;
+  reuse.last = last;
+  reuse.most_in_a_row = most_in_a_row;
+  reuse.order = order;
+  reuse.residual = residual;
+  reuse.polynomial = polynomial;
+  return reuse;
+}
+
+sampler::GuidanceRule make_guidance(const std::string& method, double eta, double momentum, double norm_threshold) {
+  sampler::GuidanceRule rule{sampler::GuidanceMethod::kPlain, eta, momentum, norm_threshold};
+  if (method == "cfg_zero_star") {
+    rule.method = sampler::GuidanceMethod::kZeroStar;
+  } else if (method == "apg") {
+    rule.method = sampler::GuidanceMethod::kProjected;
+  } else {
+    core::require(method == "cfg", "method = '" + method + "' of guidance is unknown; use cfg, cfg_zero_star or apg");
+  }
+  return rule;
+}
+
+void bind_rules(py::module_& module) {
+  using kernels::StepNorms;
+  PYBIND11_NUMPY_DTYPE(StepNorms, output, output_change, residual, input, input_change);
+  py::class_<sampler::StepReuse>(module, "StepReuse", "When rows take their output from earlier ones, and how.")
+      .def(py::init(&make_reuse), py::kw_only(), py::arg("criterion") = "none", py::arg("threshold") = 0.0,
+           py::arg("first") = 0, py::arg("last") = 0, py::arg("most_in_a_row") = 0, py::arg("order") = 0,
+           py::arg("residual") = false, py::arg("polynomial") = std::array<double, sampler::kPolynomial>{});
+  py::class_<sampler::GuidanceRule>(module, "GuidanceRule", "How the two branches make the guided output.")
+      .def(py::init(&make_guidance), py::kw_only(), py::arg("method") = "cfg", py::arg("eta") = 0.0,
+           py::arg("momentum") = 0.0, py::arg("norm_threshold") = 0.0);
+}
+
 }  // namespace
 
 void bind_sampler(py::module_& module) {
@@ -110,6 +160,8 @@ void bind_sampler(py::module_& module) {
   PYBIND11_NUMPY_DTYPE(Row, engine, evaluate, timestep, input_scale, guidance_scale, guidance_rescale, latents, output,
                        history, noise, store_latents, store_output);
   module.attr("ROW_DTYPE") = py::dtype::of<Row>();
+
+  bind_rules(module);
 
   py::class_<CancelToken>(module, "CancelToken", "Asks a running sampler to stop between two rows; thread-safe.")
       .def(py::init<>())
@@ -120,13 +172,19 @@ void bind_sampler(py::module_& module) {
       .def_readonly("evaluations", &sampler::RunStatistics::evaluations)
       .def_readonly("skipped", &sampler::RunStatistics::skipped)
       .def_readonly("row_seconds", &sampler::RunStatistics::row_seconds)
-      .def_readonly("kernel_seconds", &sampler::RunStatistics::kernel_seconds);
+      .def_readonly("kernel_seconds", &sampler::RunStatistics::kernel_seconds)
+      .def_property_readonly(
+          "done", [](const sampler::RunStatistics& s) { return std::vector<int>(s.done.begin(), s.done.end()); })
+      .def_property_readonly("norms", [](const sampler::RunStatistics& s) {
+        return py::array_t<kernels::StepNorms>(static_cast<py::ssize_t>(s.norms.size()), s.norms.data());
+      });
 
   py::class_<BoundSampler>(module, "Sampler",
                            "Runs a sampler program over caller-owned buffers; allocates only here, never in run().")
       .def(py::init(&make_sampler), py::arg("rows"), py::arg("latents"), py::kw_only(),
            py::arg("model_input") = py::none(), py::arg("conditional"), py::arg("unconditional") = py::none(),
-           py::arg("input_dtype") = "float32", py::arg("output_dtype") = "float32", py::arg("num_threads") = 1)
+           py::arg("input_dtype") = "float32", py::arg("output_dtype") = "float32", py::arg("num_threads") = 1,
+           py::arg("reuse") = sampler::StepReuse{}, py::arg("guidance") = sampler::GuidanceRule{})
       .def("run", &run, py::arg("denoiser"), py::kw_only(), py::arg("noise") = nullptr, py::arg("on_step") = py::none(),
            py::arg("cancel") = nullptr,
            "Run all rows. denoiser(row, engine, timestep, unconditional) reads the model input and fills the\n"

@@ -35,18 +35,37 @@ void prepare_input(const StepBuffers& buffers, float input_scale, int num_thread
   kernels().prepare_input(buffers, input_scale, num_threads);
 }
 
+std::int64_t norm_blocks(std::int64_t n) { return (n + kNormBlock - 1) / kNormBlock; }
+
+StepNorms sum_norms(const StepNorms* partial, std::int64_t blocks) {
+  StepNorms sum{};
+  for (std::int64_t i = 0; i < blocks; ++i) {
+    sum.output += partial[i].output;
+    sum.output_change += partial[i].output_change;
+    sum.residual += partial[i].residual;
+    sum.input += partial[i].input;
+    sum.input_change += partial[i].input_change;
+  }
+  return sum;
+}
+
 std::int64_t moment_blocks(std::int64_t n) { return (n + kMomentBlock - 1) / kMomentBlock; }
 
-GuidanceMoments guidance_moments(const StepBuffers& buffers, float guidance_scale, GuidanceMoments* partial,
-                                 int num_threads) {
+GuidanceMoments guidance_moments(const StepBuffers& buffers, GuidanceMoments* partial, int num_threads) {
   const std::int64_t blocks = moment_blocks(buffers.n);
-  kernels().moments(buffers, guidance_scale, num_threads, partial, kMomentBlock, blocks);
+  kernels().moments(buffers, num_threads, partial, kMomentBlock, blocks);
   GuidanceMoments sum{};
   for (std::int64_t i = 0; i < blocks; ++i) {
-    sum.conditional += partial[i].conditional;
-    sum.conditional_squared += partial[i].conditional_squared;
-    sum.guided += partial[i].guided;
-    sum.guided_squared += partial[i].guided_squared;
+    const GuidanceMoments& block = partial[i];
+    sum.c += block.c;
+    sum.u += block.u;
+    sum.m += block.m;
+    sum.cc += block.cc;
+    sum.uu += block.uu;
+    sum.cu += block.cu;
+    sum.mm += block.mm;
+    sum.mc += block.mc;
+    sum.mu += block.mu;
   }
   return sum;
 }

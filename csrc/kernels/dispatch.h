@@ -5,10 +5,13 @@
 
 namespace sora::kernels {
 
+// Elements that one StepNorms of a measuring fused_step sums; part of the numerics.
+inline constexpr std::int64_t kNormBlock = std::int64_t{1} << 14;
+
 struct KernelTable {
   void (*fused_step)(const StepBuffers&, const StepCoefficients&, int);
   void (*prepare_input)(const StepBuffers&, float, int);
-  void (*moments)(const StepBuffers&, float, int, GuidanceMoments*, std::int64_t, std::int64_t);
+  void (*moments)(const StepBuffers&, int, GuidanceMoments*, std::int64_t, std::int64_t);
   void (*frames_to_rgb8)(const float*, std::uint8_t*, std::int64_t, std::int64_t, int);
 };
 

@@ -14,12 +14,15 @@
 
 #include "core/half.h"
 #include "core/parallel.h"
+#include "kernels/dispatch.h"
 
 namespace sora::kernels {
 namespace {
 
-inline constexpr std::int64_t kTile = 1024;         // floats; a handful of tiles fit 32 KiB
-inline constexpr std::int64_t kTilesPerBlock = 16;  // what a thread takes at once
+inline constexpr std::int64_t kTile = 1024;  // floats; a handful of tiles fit 32 KiB
+inline constexpr std::int64_t kTilesPerBlock = 16;
+inline constexpr std::int64_t kBlock = kTile * kTilesPerBlock;  // what a thread takes at once, tile after tile
+static_assert(kBlock == kNormBlock, "a thread sums its block alone");
 // Above this many bytes a result is pushed past the caches: it would be evicted before it is read,
 // and a plain store would first fetch the line it overwrites.
 inline constexpr std::int64_t kStreamBytes = std::int64_t{4} << 20;
@@ -120,10 +123,9 @@ inline void finish_stores() {
 // body(offset, count) for every tile, blocks of tiles spread over threads.
 template <class Body>
 inline void for_each_tile(std::int64_t n, int num_threads, const Body& body) {
-  constexpr std::int64_t block_size = kTile * kTilesPerBlock;
-  core::parallel_for((n + block_size - 1) / block_size, num_threads, [&](std::int64_t block) {
-    const std::int64_t end = std::min(n, (block + 1) * block_size);
-    for (std::int64_t offset = block * block_size; offset < end; offset += kTile) {
+  core::parallel_for((n + kBlock - 1) / kBlock, num_threads, [&](std::int64_t block) {
+    const std::int64_t end = std::min(n, (block + 1) * kBlock);
+    for (std::int64_t offset = block * kBlock; offset < end; offset += kTile) {
       body(offset, std::min(kTile, end - offset));
     }
     finish_stores();

@@ -8,6 +8,15 @@
 
 namespace sora::sampler {
 
+// Where a row's output g comes from.
+enum Evaluation : std::int32_t {
+  kNoOutput = 0,     // no call is made and `output`, `store_output` are 0
+  kEvaluate = 1,     // a call of the network, two with guidance
+  kReuse = 2,        // no call: every branch is estimated from earlier evaluations (step_reuse.h)
+  kConditional = 3,  // the conditional branch is evaluated, the unconditional one estimated
+  kZero = 4,         // no call: g is 0 (the zero-init of CFG-Zero*, arXiv:2503.18886)
+};
+
 // One row, in the layout of `sora_runtime.sampling.program.ROW_DTYPE` (112 bytes, no padding).
 //
 //   next latents  = latents * x + output * g + sum_j history[j] * H[j] + noise * z
@@ -17,7 +26,7 @@ namespace sora::sampler {
 // kept one, H[1] the one before, ...; z: fresh standard normals.
 struct Row {
   std::int32_t engine;      // which denoiser
-  std::int32_t evaluate;    // 0: no call is made and `output`, `store_output` are 0
+  std::int32_t evaluate;    // an Evaluation
   double timestep;          // what the denoiser is told
   double input_scale;       // denoiser input = cast(input_scale * x)
   double guidance_scale;    // 1: the conditional branch alone
@@ -29,8 +38,8 @@ struct Row {
   double store_latents;
   double store_output;
 
-  bool evaluates() const { return evaluate != 0; }
-  bool guided() const { return evaluates() && guidance_scale != 1.0; }
+  bool has_output() const { return evaluate != kNoOutput && evaluate != kZero; }
+  bool guided() const { return has_output() && guidance_scale != 1.0; }
   bool stores() const { return store_latents != 0.0 || store_output != 0.0; }
 };
 static_assert(sizeof(Row) == 8 + 13 * 8, "Row must match ROW_DTYPE");
@@ -38,11 +47,14 @@ static_assert(sizeof(Row) == 8 + 13 * 8, "Row must match ROW_DTYPE");
 class Program {
  public:
   // Throws std::invalid_argument when there are no rows, a number is not finite, a row without an
-  // evaluation uses its output, or a row reads history that no earlier row has kept.
+  // evaluation uses its output, a row reads history that no earlier row has kept, or a row reuses what no
+  // earlier row of the same engine has evaluated.
   explicit Program(std::vector<Row> rows);
 
   const std::vector<Row>& rows() const { return rows_; }
   int history_depth() const { return history_depth_; }  // history buffers needed
+  bool reuses_conditional() const;                      // whether any row is kReuse
+  bool reuses_difference() const;                       // whether any row estimates its unconditional branch
   bool scales_input() const;                            // whether any input_scale differs from 1
 
  private:

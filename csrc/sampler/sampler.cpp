@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 
 #include "core/error.h"
 
@@ -15,39 +14,48 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// arXiv:2305.08891 eq. 15-16: the factor that brings the guided output back to the conditional one's spread.
-float rescale_factor(const kernels::GuidanceMoments& sums, std::int64_t n, double rescale) {
-  const double count = static_cast<double>(n);
-  const auto variance = [count](double sum, double squared) { return squared - sum * sum / count; };
-  const double conditional = variance(sums.conditional, sums.conditional_squared);
-  const double guided = variance(sums.guided, sums.guided_squared);
-  if (!(guided > 0.0)) return 1.0F;  // a constant output has no spread to restore
-  return static_cast<float>(rescale * std::sqrt(std::max(conditional, 0.0) / guided) + 1.0 - rescale);
-}
-
 }  // namespace
 
-Sampler::Sampler(Program program, const SamplerBuffers& buffers, int num_threads)
-    : program_(std::move(program)), buffers_(buffers), num_threads_(num_threads) {
+Sampler::Sampler(Program program, const SamplerBuffers& buffers, int num_threads, const StepReuse& reuse,
+                 const GuidanceRule& guidance)
+    : program_(std::move(program)), buffers_(buffers), num_threads_(num_threads), guidance_(guidance), reuse_(reuse) {
+  check(guidance_);
+  check_buffers();
+  reserve();
+}
+
+void Sampler::check_buffers() const {
+  const auto& rows = program_.rows();
+  const bool guided = std::any_of(rows.begin(), rows.end(), [](const Row& row) { return row.guided(); });
   core::require(buffers_.n > 0 && buffers_.latents != nullptr, "latents are empty; give at least one element");
   core::require(num_threads_ >= 1, "num_threads must be 1 or more");
-  bool guided = false;
-  bool noisy = false;
-  bool rescaled = false;
-  for (const Row& row : program_.rows()) {
-    guided = guided || row.guided();
-    noisy = noisy || row.noise != 0.0;
-    rescaled = rescaled || row.guidance_rescale != 0.0;
-  }
   core::require(buffers_.conditional != nullptr, "the denoiser's output buffer is missing; bind `conditional`");
   core::require(!guided || buffers_.unconditional != nullptr,
                 "the program is guided and the unconditional output buffer is missing; bind `unconditional`");
   core::require(buffers_.model_input != nullptr || !program_.scales_input(),
                 "the program scales the denoiser's input; bind `model_input` instead of sharing the latents");
-  const int entries = program_.history_depth() == 0 ? 0 : program_.history_depth() + 1;
-  for (int i = 0; i < entries; ++i) history_.push_back(core::make_aligned_floats(buffers_.n));
-  if (rescaled) moments_.resize(static_cast<std::size_t>(kernels::moment_blocks(buffers_.n)));
-  if (noisy) noise_ = core::make_aligned_floats(buffers_.n);
+}
+
+void Sampler::reserve() {
+  const std::int64_t n = buffers_.n;
+  const auto& rows = program_.rows();
+  const auto any = [&rows](auto&& holds) { return std::any_of(rows.begin(), rows.end(), holds); };
+  const auto take = [n](std::vector<core::AlignedFloats>& buffers, int count) {
+    for (int i = 0; i < count; ++i) buffers.push_back(core::make_aligned_floats(n));
+  };
+  take(history_, program_.history_depth() == 0 ? 0 : program_.history_depth() + 1);
+  if (any([this](const Row& row) { return row.guided() && needs_moments(guidance_, row.guidance_rescale); })) {
+    moments_.resize(static_cast<std::size_t>(kernels::moment_blocks(n)));
+  }
+  if (any([](const Row& row) { return row.noise != 0.0; })) noise_ = core::make_aligned_floats(n);
+  const bool guided = any([](const Row& row) { return row.guided(); });
+  if (reuse_.measures() || program_.reuses_conditional()) take(conditional_, reuse_.conditional.depth());
+  if ((reuse_.measures() && guided) || program_.reuses_difference()) take(difference_, reuse_.difference.depth());
+  if (reuse_.policy().residual && !conditional_.empty()) anchor_ = core::make_aligned_floats(n);
+  if (guided && guidance_.method == GuidanceMethod::kProjected && guidance_.momentum != 0.0) {
+    momentum_ = core::make_aligned_floats(n);
+  }
+  if (reuse_.measures()) norms_.resize(static_cast<std::size_t>(kernels::norm_blocks(n)));
 }
 
 kernels::StepBuffers Sampler::step_buffers() const {
@@ -72,30 +80,57 @@ float* Sampler::keep_history_entry() {
   return history_[static_cast<std::size_t>(kept_++) % history_.size()].get();
 }
 
-void Sampler::evaluate(std::int64_t index, const Row& row, const Denoiser& denoiser, RunStatistics& statistics) const {
-  if (!row.evaluates()) {
-    statistics.skipped += row.guidance_scale != 1.0 ? 2 : 1;
-    return;
+void Sampler::evaluate(std::int64_t index, const Row& row, Evaluation what, const Denoiser& denoiser,
+                       RunStatistics& statistics) const {
+  const int wanted = row.guidance_scale != 1.0 ? 2 : 1;
+  int made = 0;
+  if (what == kEvaluate || what == kConditional) {
+    denoiser({index, row.engine, row.timestep, false});
+    ++made;
   }
-  denoiser({index, row.engine, row.timestep, false});
-  ++statistics.evaluations;
-  if (row.guided()) {
+  if (what == kEvaluate && row.guided()) {
     denoiser({index, row.engine, row.timestep, true});
-    ++statistics.evaluations;
+    ++made;
   }
+  statistics.evaluations += made;
+  statistics.skipped += wanted - made;
 }
 
-void Sampler::step(std::int64_t index, const Row& row, const NoiseSource& noise) {
-  kernels::StepBuffers b = step_buffers();
-  kernels::StepCoefficients k{};
-  k.evaluated = row.evaluates();
-  k.guided = row.guided();
-  k.guidance_scale = static_cast<float>(row.guidance_scale);
-  k.output_factor = 1.0F;
-  if (row.guided() && row.guidance_rescale != 0.0) {
-    k.output_factor = rescale_factor(kernels::guidance_moments(b, k.guidance_scale, moments_.data(), num_threads_), b.n,
-                                     row.guidance_rescale);
+kernels::ReuseBuffers Sampler::reuse_buffers(std::int64_t index, const Row& row, Evaluation what) {
+  kernels::ReuseBuffers r{};
+  r.input_scale = static_cast<float>(row.input_scale);
+  if (reuse_.measures()) r.norms = norms_.data();
+  if (!row.has_output()) return r;
+  const auto estimate = [index](const CachedRows& rows, const std::vector<core::AlignedFloats>& buffers,
+                                const float** entries, float* weights) {
+    const auto found = rows.weights(index);
+    for (int m = 0; m < rows.at_hand(); ++m) {
+      entries[m] = buffers[static_cast<std::size_t>(rows.slot(m))].get();
+      weights[m] = found[static_cast<std::size_t>(m)];
+    }
+  };
+  if (!conditional_.empty()) {
+    if (!reuse_.conditional.empty()) {
+      r.previous = conditional_[static_cast<std::size_t>(reuse_.conditional.slot(0))].get();
+    }
+    if (what == kReuse) {
+      estimate(reuse_.conditional, conditional_, r.conditional, r.conditional_weights);
+    } else {
+      r.keep_conditional = conditional_[static_cast<std::size_t>(reuse_.conditional.keep(index))].get();
+    }
+    r.anchor = anchor_.get();
   }
+  if (difference_.empty() || !row.guided()) return r;
+  if (what == kEvaluate) {
+    r.keep_difference = difference_[static_cast<std::size_t>(reuse_.difference.keep(index))].get();
+  } else {
+    estimate(reuse_.difference, difference_, r.difference, r.difference_weights);
+  }
+  return r;
+}
+
+void Sampler::update(std::int64_t index, const Row& row, kernels::StepBuffers& b, kernels::StepCoefficients& k,
+                     const NoiseSource& noise) {
   k.latents = static_cast<float>(row.latents);
   k.output = static_cast<float>(row.output);
   k.store_latents = static_cast<float>(row.store_latents);
@@ -112,6 +147,25 @@ void Sampler::step(std::int64_t index, const Row& row, const NoiseSource& noise)
     b.noise = noise_.get();
   }
   if (row.stores()) b.store = keep_history_entry();
+}
+
+void Sampler::step(std::int64_t index, const Row& row, Evaluation what, const NoiseSource& noise) {
+  kernels::StepBuffers b = step_buffers();
+  b.reuse = reuse_buffers(index, row, what);
+  kernels::StepCoefficients k{};
+  k.evaluated = row.has_output();
+  k.guided = row.guided();
+  k.guidance_scale = static_cast<float>(row.guidance_scale);
+  k.output_factor = k.unconditional_factor = 1.0F;
+  if (row.guided()) {
+    b.momentum = momentum_.get();
+    kernels::GuidanceMoments sums{};
+    if (needs_moments(guidance_, row.guidance_rescale)) {
+      sums = kernels::guidance_moments(b, moments_.data(), num_threads_);
+    }
+    set_guidance(guidance_, row.guidance_scale, row.guidance_rescale, sums, b.n, &k);
+  }
+  update(index, row, b, k, noise);
   kernels::fused_step(b, k, num_threads_);
 }
 
@@ -120,7 +174,10 @@ RunStatistics Sampler::run(const Denoiser& denoiser, const NoiseSource& noise, c
   const auto& rows = program_.rows();
   RunStatistics statistics;
   statistics.row_seconds.reserve(rows.size());
+  statistics.done.reserve(rows.size());
+  if (reuse_.measures()) statistics.norms.reserve(rows.size());
   kept_ = 0;
+  reuse_.start();
   auto kernel_start = Clock::now();
   if (buffers_.model_input != nullptr) {
     kernels::prepare_input(step_buffers(), static_cast<float>(rows.front().input_scale), num_threads_);
@@ -133,10 +190,19 @@ RunStatistics Sampler::run(const Denoiser& denoiser, const NoiseSource& noise, c
     }
     const auto index = static_cast<std::int64_t>(i);
     const auto row_start = Clock::now();
-    evaluate(index, rows[i], denoiser, statistics);
+    if (momentum_ != nullptr && (i == 0 || rows[i].engine != rows[i - 1].engine)) {
+      std::fill_n(momentum_.get(), buffers_.n, 0.0F);
+    }
+    const Evaluation what = reuse_.decide(index, rows[i]);
+    evaluate(index, rows[i], what, denoiser, statistics);
     kernel_start = Clock::now();
-    step(index, rows[i], noise);
+    step(index, rows[i], what, noise);
+    if (reuse_.measures()) {
+      statistics.norms.push_back(kernels::sum_norms(norms_.data(), static_cast<std::int64_t>(norms_.size())));
+      reuse_.measured(rows[i], what, statistics.norms.back());
+    }
     statistics.kernel_seconds += seconds_since(kernel_start);
+    statistics.done.push_back(what);
     statistics.row_seconds.push_back(seconds_since(row_start));
     if (on_step) on_step(index + 1);
   }

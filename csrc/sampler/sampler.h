@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "core/aligned.h"
+#include "sampler/guidance.h"
 #include "sampler/program.h"
+#include "sampler/step_reuse.h"
 
 namespace sora::sampler {
 
@@ -38,17 +40,20 @@ struct SamplerBuffers {
 };
 
 struct RunStatistics {
-  std::int64_t evaluations = 0;     // network calls; a guided row makes two
-  std::int64_t skipped = 0;         // network calls that full evaluation with guidance would have added
-  std::vector<double> row_seconds;  // wall time of each row, denoiser included
-  double kernel_seconds = 0;        // wall time of the sampler's own kernels over all rows
+  std::int64_t evaluations = 0;           // network calls; a guided row makes two
+  std::int64_t skipped = 0;               // network calls that full evaluation with guidance would have added
+  std::vector<double> row_seconds;        // wall time of each row, denoiser included
+  double kernel_seconds = 0;              // wall time of the sampler's own kernels over all rows
+  std::vector<Evaluation> done;           // what each row did: its own flag, or kReuse by the criterion
+  std::vector<kernels::StepNorms> norms;  // of each row; empty without a criterion
 };
 
-// Owns the history; all memory is taken in the constructor and none in run().
+// Owns the history and the outputs that are reused; all memory is taken in the constructor and none in run().
 class Sampler {
  public:
   // Throws std::invalid_argument when the buffers do not suffice for the program.
-  Sampler(Program program, const SamplerBuffers& buffers, int num_threads);
+  Sampler(Program program, const SamplerBuffers& buffers, int num_threads, const StepReuse& reuse = {},
+          const GuidanceRule& guidance = {});
 
   // Runs all rows. Throws core::Cancelled between two rows once *cancelled is true; what the callables
   // throw passes through. The latents are then those of the last finished row.
@@ -58,8 +63,14 @@ class Sampler {
   const Program& program() const { return program_; }
 
  private:
-  void evaluate(std::int64_t index, const Row& row, const Denoiser& denoiser, RunStatistics& statistics) const;
-  void step(std::int64_t index, const Row& row, const NoiseSource& noise);
+  void check_buffers() const;
+  void reserve();
+  void evaluate(std::int64_t index, const Row& row, Evaluation what, const Denoiser& denoiser,
+                RunStatistics& statistics) const;
+  void step(std::int64_t index, const Row& row, Evaluation what, const NoiseSource& noise);
+  void update(std::int64_t index, const Row& row, kernels::StepBuffers& b, kernels::StepCoefficients& k,
+              const NoiseSource& noise);
+  kernels::ReuseBuffers reuse_buffers(std::int64_t index, const Row& row, Evaluation what);
   kernels::StepBuffers step_buffers() const;
   float next_input_scale(std::int64_t index) const;
   float* keep_history_entry();
@@ -72,6 +83,13 @@ class Sampler {
   std::int64_t kept_ = 0;  // entries kept so far; entry k lives in history_[k % history_.size()]
   core::AlignedFloats noise_;
   std::vector<kernels::GuidanceMoments> moments_;
+  GuidanceRule guidance_;
+  core::AlignedFloats momentum_;  // the running difference of guidance
+  ReuseController reuse_;
+  std::vector<core::AlignedFloats> conditional_;  // by the slots of reuse_.conditional; empty where none is reused
+  std::vector<core::AlignedFloats> difference_;
+  core::AlignedFloats anchor_;
+  std::vector<kernels::StepNorms> norms_;
 };
 
 }  // namespace sora::sampler

@@ -193,6 +193,7 @@ class _Conversion:
             "files": files,
             "reports": reports,
             "parity": self._parity(manifest),
+            "step_reuse": [],  # what was calibrated holds for the precision that it was measured in
         }
         self.progress("writing bundle.json")
         self.staging.finish(lambda: write_manifest(self.out, {**manifest, **changed}))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .receipt import Receipt
     from .request import RequestFields
     from .runtime import Runtime
+    from .sampling import GuidanceRule, StepReuse
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,8 @@ _MODULE_OF = {
     "estimate": ".cost.estimate",
     "Clip": ".clip",
     "Runtime": ".runtime",
+    "GuidanceRule": ".sampling",
+    "StepReuse": ".sampling",
 }
 
 __all__ = [
@@ -50,12 +53,14 @@ __all__ = [
     "Clip",
     "EmbeddingCache",
     "EngineError",
+    "GuidanceRule",
     "InvalidRequest",
     "OutputError",
     "Receipt",
     "RequestFields",
     "Runtime",
     "SoraError",
+    "StepReuse",
     "__version__",
     "estimate",
 ]

@@ -53,6 +53,25 @@ class CancelToken:
     @property
     def cancelled(self) -> bool: ...
 
+class StepReuse:
+    def __init__(
+        self,
+        *,
+        criterion: str = "none",
+        threshold: float = 0.0,
+        first: int = 0,
+        last: int = 0,
+        most_in_a_row: int = 0,
+        order: int = 0,
+        residual: bool = False,
+        polynomial: Sequence[float] = (0.0, 0.0, 0.0, 0.0, 0.0),
+    ) -> None: ...
+
+class GuidanceRule:
+    def __init__(
+        self, *, method: str = "cfg", eta: float = 0.0, momentum: float = 0.0, norm_threshold: float = 0.0
+    ) -> None: ...
+
 class RunStatistics:
     @property
     def evaluations(self) -> int: ...
@@ -62,6 +81,10 @@ class RunStatistics:
     def row_seconds(self) -> list[float]: ...
     @property
     def kernel_seconds(self) -> float: ...
+    @property
+    def done(self) -> list[int]: ...
+    @property
+    def norms(self) -> NDArray[np.void]: ...
 
 class Sampler:
     def __init__(
@@ -75,6 +98,8 @@ class Sampler:
         input_dtype: str = "float32",
         output_dtype: str = "float32",
         num_threads: int = 1,
+        reuse: StepReuse = ...,
+        guidance: GuidanceRule = ...,
     ) -> None: ...
     def run(
         self,

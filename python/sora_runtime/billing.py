@@ -1,7 +1,7 @@
 """Writes the receipt of a clip from what the stages report."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -17,12 +17,14 @@ from .machine import (
     peak_host_memory_bytes,
     this_machine,
 )
+from .programs import ChosenReuse
 from .receipt import (
     NOT_SAVED,
     CacheRecord,
     Cost,
     EngineRecord,
     Evaluations,
+    GuidanceRecord,
     Hashes,
     MachineRecord,
     ModelRecord,
@@ -33,7 +35,8 @@ from .receipt import (
     cost_of,
 )
 from .request import ResolvedRequest
-from .sampling import SamplerProgram
+from .reuse_record import ReuseSettings
+from .sampling import Evaluation, SamplerProgram
 from .text import TextUse
 
 _NO_PROFILE = "no profile of this machine with so many threads; run `sora-bench calibrate`"
@@ -47,6 +50,7 @@ class Record:
     num_threads: int
     request: ResolvedRequest
     program: SamplerProgram
+    reuse: ChosenReuse | None
     embeddings: Embeddings
     text: TextUse
     denoised: DenoiseResult
@@ -79,9 +83,9 @@ def write_receipt(record: Record) -> Receipt:
             num_threads=record.num_threads,
         ),
         machine=MachineRecord(cpu=machine.cpu, cores=machine.cores, memory_bytes=machine.memory_bytes, os=machine.os),
-        request=_request_record(request, record.program),
+        request=_request_record(request, record.program, record.reuse),
         tokens=Tokens(latent_tokens=tokens, tokens_processed=tokens * statistics.evaluations),
-        evaluations=Evaluations(made=statistics.evaluations, skipped=statistics.skipped),
+        evaluations=_evaluations(record.denoised),
         embedding_cache=CacheRecord(hits=record.text.hits, misses=record.text.misses),
         seconds=_seconds(record),
         engine_seconds=(record.text.engine_seconds + record.denoised.engine_seconds + record.vae_engine_seconds),
@@ -99,7 +103,7 @@ def _predicted(record: Record, usd_per_hour: float) -> Predicted | None:
     if not default_path().is_file():
         return None
     from .cost.clips import Shape
-    from .cost.on_machine import predicted_here
+    from .cost.on_machine import RunsAs, predicted_here
 
     request, statistics = record.request, record.denoised.statistics
     geometry, rows = request.geometry, len(record.program.rows)
@@ -108,15 +112,23 @@ def _predicted(record: Record, usd_per_hour: float) -> Predicted | None:
         height=geometry.height,
         frames=geometry.num_frames,
         steps=rows,
-        guided=statistics.evaluations > rows,
+        guided=bool(np.any(record.program.rows["guidance_scale"] != 1.0)),
         image=request.image is not None,
         prompts=record.text.misses,
     )
-    found = predicted_here(record.bundle.root, shape, record.bundle.manifest.precision, record.num_threads)
+    reused = statistics.skipped / max(statistics.evaluations + statistics.skipped, 1)
+    here = RunsAs(record.bundle.manifest.precision, record.num_threads, reused)
+    found = predicted_here(record.bundle.root, shape, here)
     if found is None:
         return None
     band, origin = found
     return Predicted(seconds=band, usd_per_clip=band.p50 * usd_per_hour / 3600, origin=origin)
+
+
+def _evaluations(denoised: DenoiseResult) -> Evaluations:
+    statistics = denoised.statistics
+    reused = [i for i, done in enumerate(statistics.done) if done in (Evaluation.REUSE, Evaluation.CONDITIONAL)]
+    return Evaluations(made=statistics.evaluations, skipped=statistics.skipped, reused_rows=reused)
 
 
 def _seconds(record: Record) -> Seconds:
@@ -148,7 +160,7 @@ def _uses_seed(request: ResolvedRequest, program: SamplerProgram) -> bool:
     return request.latents is None or bool(np.any(program.rows["noise"] != 0.0))
 
 
-def _request_record(request: ResolvedRequest, program: SamplerProgram) -> RequestRecord:
+def _request_record(request: ResolvedRequest, program: SamplerProgram, reuse: ChosenReuse | None) -> RequestRecord:
     seeded = _uses_seed(request, program)
     return RequestRecord(
         task=request.bucket.task,
@@ -166,7 +178,21 @@ def _request_record(request: ResolvedRequest, program: SamplerProgram) -> Reques
         width=request.geometry.width,
         num_frames=request.geometry.num_frames,
         fps=request.fps,
+        guidance=_guidance(request),
+        step_reuse=None if reuse is None else ReuseSettings(**asdict(reuse.settings)),
+        step_reuse_calibrated=None if reuse is None else reuse.calibrated,
     )
+
+
+def _guidance(request: ResolvedRequest) -> GuidanceRecord | None:
+    record = GuidanceRecord(
+        **asdict(request.guidance_rule),
+        interval=request.guidance_interval,
+        decay=request.guidance_decay,
+        zero_init_steps=request.zero_init_steps,
+    )
+    plain = record.method == "cfg" and record.interval is None and record.decay == 0.0 and record.zero_init_steps == 0
+    return None if plain else record
 
 
 def _hashes(record: Record) -> Hashes:
@@ -199,6 +225,12 @@ def _reasons(request: ResolvedRequest, program: SamplerProgram) -> dict[str, str
     reasons |= dict.fromkeys(("machine.gpu", "machine.gpu_count", "engine.attention"), "the engine ran on the CPU")
     if request.guidance_scale_2 is None:
         reasons["request.guidance_scale_2"] = "guidance_scale holds for every transformer"
+    if request.step_reuse is None:
+        reasons["request.step_reuse"] = reasons["request.step_reuse_calibrated"] = "every step was evaluated"
+    if _guidance(request) is None:
+        reasons["request.guidance"] = "guidance_scale and guidance_rescale say it all"
+    elif request.guidance_interval is None:
+        reasons["request.guidance.interval"] = "guidance was not kept to an interval"
     if request.image is None:
         reasons["seconds.image_encode"] = reasons["hashes.image"] = "the request had no image"
     if request.latents is None:

@@ -21,12 +21,15 @@ class Clip:
         fps: frames per second.
         latents: float32 [1, channels, frames, height, width], as the decoder took them.
         receipt: what it took; see `Receipt`.
+        norms: [rows] of the sums output, output_change, residual, input and input_change (float64, of absolute
+            values over the clip) that step reuse measured and decided by; None without a policy that measures.
     """
 
     frames: NDArray[np.uint8]
     fps: float
     latents: NDArray[np.float32]
     receipt: Receipt
+    norms: NDArray[np.void] | None = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the clip as .mp4 or .gif, by the name's ending; the receipt gets the time an mp4 took.

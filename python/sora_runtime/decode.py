@@ -1,7 +1,7 @@
 """From latents to frames, chunk by chunk: memory does not grow with the length of a clip."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from . import _core
 from .engines.engine import Array, Binding, Engine
 from .errors import EngineError
+from .geometry import Geometry
+from .turns import stop_if_cancelled
 
 _CACHE_IN, _CACHE_OUT = "cache_in.", "cache_out."
 
@@ -98,6 +100,38 @@ class ChunkDecoder:
         """Give back the engines."""
         for engine in self._engines:
             engine.close()
+
+
+def collect_frames(
+    chunks: Iterable[NDArray[np.uint8]],
+    geometry: Geometry,
+    report: Callable[[str, int, int], None],
+    on_frames: Callable[[NDArray[np.uint8]], None] | None,
+    cancel: _core.CancelToken | None,
+) -> tuple[NDArray[np.uint8], float]:
+    """A clip's frames, uint8 [num_frames, height, width, 3], and the seconds they took without those in `on_frames`.
+
+    Raises:
+        Cancelled: stopped through `cancel`.
+        EngineError: an engine failed.
+    """
+    frames = np.empty((geometry.shown_frames, geometry.height, geometry.width, 3), np.uint8)
+    done, total, elsewhere, skip = 0, geometry.shown_frames, 0.0, geometry.dropped_frames
+    start = time.perf_counter()
+    report("vae_decode", 0, total)
+    for decoded in chunks:
+        stop_if_cancelled(cancel, f"after {done} of {total} decoded frames")
+        chunk, skip = decoded[skip:], max(skip - len(decoded), 0)
+        if not len(chunk):
+            continue
+        frames[done : done + len(chunk)] = chunk
+        done += len(chunk)
+        if on_frames is not None:
+            handed = time.perf_counter()
+            on_frames(chunk)
+            elsewhere += time.perf_counter() - handed
+        report("vae_decode", done, total)
+    return frames, time.perf_counter() - start - elsewhere
 
 
 def _prefixed(prefix: str, arrays: dict[str, Array]) -> dict[str, Array]:

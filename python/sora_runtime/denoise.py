@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,6 +135,8 @@ class Denoiser:
             input_dtype=self._input.dtype.name,
             output_dtype=self._output.dtype.name,
             num_threads=self._num_threads,
+            reuse=_core.StepReuse(**asdict(program.reuse)),
+            guidance=_core.GuidanceRule(**asdict(program.guidance)),
         )
         statistics = sampler.run(evaluate, noise=noise, on_step=on_step, cancel=cancel)
         if not np.isfinite(self._latents).all():

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from .reuse_record import ReuseCalibration
 from .verify import FileRecord, RelativePath
 
 SCHEMA_VERSION = 2
@@ -199,3 +200,4 @@ class Manifest(_Record):
     parity: dict[str, dict[str, object]] = {}
     reports: dict[str, dict[str, object]] = {}  # of graphs: operators, FLOPs, parameters, bytes
     made_by: dict[str, str] = {}
+    step_reuse: list[ReuseCalibration] = []  # what `sora-bench calibrate-reuse` learnt

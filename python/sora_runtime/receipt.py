@@ -8,6 +8,7 @@ Times are seconds of wall clock, money is USD.
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from .forecast import Forecast, Predicted
+from .reuse_record import ReuseSettings
 
 SCHEMA_VERSION = 2
 NOT_SAVED = "the clip was not written to a file"
@@ -46,6 +47,18 @@ class MachineRecord(_Record):
     gpu_count: int | None = None
 
 
+class GuidanceRecord(_Record):
+    """Guidance that is more than a scale; see `sora_runtime.sampling.Guidance`."""
+
+    method: str
+    interval: tuple[float, float] | None
+    decay: float
+    zero_init_steps: int
+    eta: float
+    momentum: float
+    norm_threshold: float
+
+
 class RequestRecord(_Record):
     """The request with every default filled in: enough to make the same clip again."""
 
@@ -64,6 +77,9 @@ class RequestRecord(_Record):
     width: int
     num_frames: int
     fps: float
+    guidance: GuidanceRecord | None = None  # beyond the scale; null: plain guidance
+    step_reuse: ReuseSettings | None = None
+    step_reuse_calibrated: bool | None = None  # null without step reuse; false: it was forced
 
 
 class Tokens(_Record):
@@ -78,6 +94,7 @@ class Evaluations(_Record):
 
     made: int
     skipped: int
+    reused_rows: list[int] = Field(default_factory=list)  # of the sampler program, a branch or both
 
 
 class CacheRecord(_Record):
@@ -183,6 +200,7 @@ class Receipt(_Record):
     def _identity_lines(self) -> list[tuple[str, str]]:
         r, machine = self.request, self.machine
         guidance = "" if r.guidance_scale is None else f", guidance {r.guidance_scale:g}"
+        reuse = "" if r.step_reuse is None else f", {r.step_reuse.policy}"
         seed = "" if self.estimated else f", seed {r.seed if r.seed is not None else 'none'}"
         bundle = "" if self.model.bundle_sha256 is None else f", {self.model.bundle_sha256[:12]}"
         engine = " ".join(word for word in (self.engine.name, self.engine.version) if word)
@@ -194,7 +212,7 @@ class Receipt(_Record):
             ("engine", f"{engine}{threads}"),
             ("machine", f"{machine.gpu_count} x {machine.gpu}" if machine.gpu else host),
             ("clip", f"{r.width}x{r.height}, {r.num_frames} frames, {self.video_seconds:.2f} s"),
-            ("sampler", f"{r.num_inference_steps} steps{f' {r.solver}' if r.solver else ''}{guidance}{seed}"),
+            ("sampler", f"{r.num_inference_steps} steps{f' {r.solver}' if r.solver else ''}{guidance}{reuse}{seed}"),
             ("tokens", f"{self.tokens.latent_tokens:,} latent, {self.tokens.tokens_processed:,} processed"),
             ("evaluations", f"{self.evaluations.made} made, {self.evaluations.skipped} skipped"),
         ]

@@ -5,7 +5,7 @@ import math
 import operator
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -15,6 +15,7 @@ from .errors import InvalidRequest
 from .geometry import Geometry, Strides
 from .manifest import Manifest, TransformerBucket
 from .pixels import Picture, read_picture
+from .sampling import REUSE_POLICIES, GuidanceRule, StepReuse, guidance_rule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,6 +33,10 @@ class RequestFields(TypedDict, total=False):
     guidance_scale: float | None  # 1 is no guidance
     guidance_scale_2: float | None  # of the second transformer; None: guidance_scale
     guidance_rescale: float  # 0 is off, at most 1
+    guidance_method: "str | GuidanceRule"  # "cfg", "cfg_zero_star", "apg" with its paper's numbers, or all of them
+    guidance_interval: tuple[float, float] | None  # the two sigmas between which there is guidance, the lower first
+    guidance_decay: float  # how much of guidance_scale - 1 is gone at the last step, 0 to 1
+    zero_init_steps: int | None  # steps at the beginning whose output is 0; None: 1 for cfg_zero_star, else 0
     height: int | None  # pixels
     width: int | None
     num_frames: int | None
@@ -40,6 +45,11 @@ class RequestFields(TypedDict, total=False):
     latents: NDArray[np.float32] | None  # unit noise to start from, in place of the seed's
     image: "Image | str | os.PathLike[str] | NDArray[np.uint8] | None"  # what an image-to-video clip begins with
     price_per_hour: float | None  # USD for the whole machine
+    # "easycache", "magcache", "taylorseer", "teacache", "plan" or "unconditional" as calibrated for the bundle, or all
+    # settings; None evaluates every step.
+    step_reuse: str | StepReuse | None
+    reuse_threshold: float | None  # in place of the calibrated one: lower loses less, a higher one must be forced
+    force_step_reuse: bool  # also where nothing says what it costs in quality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +71,13 @@ class ResolvedRequest:
     price_per_hour: float | None
     geometry: Geometry
     bucket: TransformerBucket
+    guidance_rule: GuidanceRule = field(default_factory=GuidanceRule)
+    guidance_interval: tuple[float, float] | None = None
+    guidance_decay: float = 0.0
+    zero_init_steps: int = 0
+    step_reuse: str | StepReuse | None = None
+    reuse_threshold: float | None = None
+    force_step_reuse: bool = False
 
 
 def resolve(prompt: str, fields: Mapping[str, Any], manifest: Manifest) -> ResolvedRequest:
@@ -116,7 +133,44 @@ def resolve(prompt: str, fields: Mapping[str, Any], manifest: Manifest) -> Resol
         price_per_hour=None if price is None else _number("price_per_hour", price, 0, 1e6),
         geometry=geometry,
         bucket=bucket,
+        **_guidance(given),
+        **_step_reuse(given),
     )
+
+
+def _guidance(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of guidance beyond its scale."""
+    method, interval = given.get("guidance_method", "cfg"), given.get("guidance_interval")
+    if not isinstance(method, str | GuidanceRule):
+        raise InvalidRequest(f"guidance_method is a {type(method).__name__}; pass a name or a GuidanceRule")
+    rule = guidance_rule(method) if isinstance(method, str) else method
+    if interval is not None:
+        if not isinstance(interval, list | tuple) or len(interval) != 2:
+            raise InvalidRequest(f"guidance_interval = {interval!r} is no pair of sigmas; use one such as (0.2, 0.8)")
+        interval = tuple(_number("guidance_interval", value, 0, 1e6) for value in interval)
+    first = 1 if rule.method == "cfg_zero_star" else 0
+    return {
+        "guidance_rule": rule,
+        "guidance_interval": interval,
+        "guidance_decay": _number("guidance_decay", given.get("guidance_decay", 0.0), 0, 1),
+        "zero_init_steps": _integer("zero_init_steps", given.get("zero_init_steps", first), 0, 1000),
+    }
+
+
+def _step_reuse(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The three fields of step reuse, each checked alone; whether they fit the program is seen when there is one."""
+    reuse, threshold = given.get("step_reuse"), given.get("reuse_threshold")
+    if isinstance(reuse, str) and reuse not in REUSE_POLICIES:
+        raise InvalidRequest(f"step_reuse = '{reuse}' is unknown; use {', '.join(REUSE_POLICIES)}")
+    if reuse is not None and not isinstance(reuse, str | StepReuse):
+        raise InvalidRequest(f"step_reuse is a {type(reuse).__name__}; pass the name of a policy or a StepReuse")
+    if reuse is None and (threshold is not None or given.get("force_step_reuse")):
+        raise InvalidRequest("reuse_threshold and force_step_reuse say nothing without step_reuse; name a policy")
+    return {
+        "step_reuse": reuse,
+        "reuse_threshold": None if threshold is None else _number("reuse_threshold", threshold, 0, 1e6),
+        "force_step_reuse": bool(given.get("force_step_reuse", False)),
+    }
 
 
 def _text(name: str, value: Any) -> str:

@@ -25,6 +25,7 @@ from .billing import Record, write_receipt
 from .bundle import Bundle, Verify
 from .clip import Clip
 from .condition import start_latents
+from .decode import collect_frames
 from .denoise import DenoiseResult, Embeddings
 from .embedding_store import EmbeddingStore
 from .encoders import TextEncoders
@@ -135,7 +136,7 @@ class Runtime:
         """
         start = time.perf_counter()
         resolved = resolve(prompt, request, self.bundle.manifest)
-        program = self.program(resolved)
+        program, reuse = self._programs(resolved)
         report = on_progress or (lambda _stage, _done, _total: None)
         self._turns.refuse_reentry()
         if self._closed:
@@ -150,13 +151,15 @@ class Runtime:
             vae_before = stages.vae_seconds
             embeddings, image_seconds = self._condition(stages, resolved, embeddings, report, cancel)
             denoised, denoise_seconds = self._denoise(stages, resolved, program, embeddings, report, cancel)
-            frames, decode_seconds = self._decode(stages, resolved, denoised.latents, report, on_frames, cancel)
+            chunks = stages.decoder.rgb8_chunks(denoised.latents, num_threads=self.num_threads)
+            frames, decode_seconds = collect_frames(chunks, resolved.geometry, report, on_frames, cancel)
             vae_engine_seconds = stages.vae_seconds - vae_before
         record = Record(
             bundle=self.bundle,
             num_threads=self.num_threads,
             request=resolved,
             program=program,
+            reuse=reuse,
             embeddings=embeddings,
             text=use,
             denoised=denoised,
@@ -169,7 +172,8 @@ class Runtime:
             total=time.perf_counter() - start - loading - (granted - asked),
             vae_engine_seconds=vae_engine_seconds,
         )
-        return Clip(frames, resolved.fps, denoised.latents, write_receipt(record))
+        norms = denoised.statistics.norms if program.reuse.criterion != "none" else None
+        return Clip(frames, resolved.fps, denoised.latents, write_receipt(record), norms)
 
     def observe(self, observer: Observer) -> None:
         """Hand `observer` the graph file and the inputs of every evaluation from now on, to calibrate with.
@@ -184,7 +188,7 @@ class Runtime:
 
     def program(self, request: ResolvedRequest) -> SamplerProgram:
         """The sampler program that serves a request."""
-        return self._programs(request)
+        return self._programs(request)[0]
 
     def close(self) -> None:
         """Give back all engines, once the clip under way is done; the embedding cache stays."""
@@ -276,34 +280,6 @@ class Runtime:
         # Frames that only filled up a patch are not decoded.
         result = replace(result, latents=np.ascontiguousarray(latents[:, :, request.geometry.padding :]))
         return result, time.perf_counter() - start
-
-    def _decode(
-        self,
-        stages: Stages,
-        request: ResolvedRequest,
-        latents: NDArray[np.float32],
-        report: OnProgress,
-        on_frames: OnFrames | None,
-        cancel: _core.CancelToken | None,
-    ) -> tuple[NDArray[np.uint8], float]:
-        geometry = request.geometry
-        frames = np.empty((geometry.shown_frames, geometry.height, geometry.width, 3), np.uint8)
-        done, total, elsewhere, skip = 0, geometry.shown_frames, 0.0, geometry.dropped_frames
-        start = time.perf_counter()
-        report("vae_decode", 0, total)
-        for decoded in stages.decoder.rgb8_chunks(latents, num_threads=self.num_threads):
-            stop_if_cancelled(cancel, f"after {done} of {total} decoded frames")
-            chunk, skip = decoded[skip:], max(skip - len(decoded), 0)
-            if not len(chunk):
-                continue
-            frames[done : done + len(chunk)] = chunk
-            done += len(chunk)
-            if on_frames is not None:
-                handed = time.perf_counter()
-                on_frames(chunk)
-                elsewhere += time.perf_counter() - handed
-            report("vae_decode", done, total)
-        return frames, time.perf_counter() - start - elsewhere
 
     def _stages_of(self, request: ResolvedRequest) -> Stages:
         if request.bucket not in self._stages:

@@ -14,6 +14,7 @@ from sora_runtime import __version__
 from sora_runtime.cli.build import build
 from sora_runtime.cli.calibrate import calibrate
 from sora_runtime.cli.catalogue import catalogue_app
+from sora_runtime.cli.calibrate_reuse import calibrate_reuse
 from sora_runtime.cli.check import check
 from sora_runtime.cli.claims import claims
 from sora_runtime.cli.compare import compare
@@ -76,6 +77,7 @@ app.command(no_args_is_help=True, rich_help_panel=_MAKE)(run)
 app.command(no_args_is_help=True, rich_help_panel=_MAKE)(build)
 app.command(no_args_is_help=True, rich_help_panel=_MAKE)(inspect)
 app.command(no_args_is_help=True, rich_help_panel=_MAKE)(check)
+app.command(no_args_is_help=True, rich_help_panel=_MAKE)(calibrate_reuse)
 app.command(rich_help_panel=_MAKE)(engines)
 app.command(no_args_is_help=True, rich_help_panel=_PRICE)(estimate)
 app.command(no_args_is_help=True, rich_help_panel=_PRICE)(compare)

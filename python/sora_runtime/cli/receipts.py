@@ -12,7 +12,7 @@ from sora_runtime.cli.tables import amount, byte_size, columns, duration, facts
 from sora_runtime.machine import DEFAULT_USD_PER_VCPU_HOUR
 
 if TYPE_CHECKING:
-    from sora_runtime.receipt import Receipt
+    from sora_runtime.receipt import Receipt, RequestRecord
 
 
 def receipt_tables(receipt: Receipt, file: str) -> list[RenderableType]:
@@ -84,6 +84,7 @@ def _identity(receipt: Receipt, seed: str) -> list[tuple[str, str]]:
             "sampler",
             f"{request.solver}, {request.num_inference_steps} steps, guidance {request.guidance_scale or 0:g}, {seed}",
         ),
+        *_reuse(request),
         (
             "model",
             f"{receipt.model.name} {engine.precision}, bundle {(bundle or 'unknown')[:12]}",
@@ -95,6 +96,14 @@ def _identity(receipt: Receipt, seed: str) -> list[tuple[str, str]]:
             + (f", {receipt.machine.gpu}" if receipt.machine.gpu else ""),
         ),
     ]
+
+
+def _reuse(request: RequestRecord) -> list[tuple[str, str]]:
+    reuse = request.step_reuse
+    if reuse is None:
+        return []
+    threshold = f", threshold {reuse.threshold:.4g}" if reuse.threshold else ""
+    return [("step reuse", f"{reuse.policy}{threshold}, {'calibrated' if request.step_reuse_calibrated else 'forced'}")]
 
 
 def _stages(receipt: Receipt) -> list[tuple[str, str, str, str]]:

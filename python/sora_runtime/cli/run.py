@@ -23,7 +23,15 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
     steps: option.Steps = None,
     guidance_scale: option.GuidanceScale = None,
     guidance_rescale: option.GuidanceRescale = 0.0,
+    guidance_method: option.GuidanceMethod = None,
+    guidance_interval: option.GuidanceInterval = None,
+    guidance_decay: option.GuidanceDecay = None,
+    zero_init_steps: option.ZeroInitSteps = None,
+    apg: option.Apg = None,
     solver: option.Solver = None,
+    step_reuse: option.StepReuse = None,
+    reuse_threshold: option.ReuseThreshold = None,
+    force_step_reuse: option.ForceStepReuse = False,
     rng: option.Rng = option.RandomNumbers.philox,
     size: option.Size = None,
     frames: option.Frames = None,
@@ -45,7 +53,7 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
     width, height = parse_size(size) if size else (None, None)
     check_text("PROMPT", prompt)
     check_text("--negative-prompt", negative_prompt)
-    request = {
+    request: dict[str, Any] = {
         "image": image,
         "negative_prompt": negative_prompt,
         "num_inference_steps": steps,
@@ -59,6 +67,15 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
         "fps": fps,
         "price_per_hour": price_per_hour,
     }
+    request |= _given(
+        guidance_method=option.guidance_of(guidance_method, apg),
+        guidance_interval=guidance_interval,
+        guidance_decay=guidance_decay,
+        zero_init_steps=zero_init_steps,
+        step_reuse=None if step_reuse is None else step_reuse.value,
+        reuse_threshold=reuse_threshold,
+        force_step_reuse=force_step_reuse or None,
+    )
     wanted = Outputs(out, gif, frames_dir)
     outputs = [wanted.numbered(index) for index in range(repeat)] if repeat > 1 else [wanted]
     check_all(outputs, json)
@@ -68,6 +85,10 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
         write_receipts(json, receipts, as_list=repeat > 1)
     elif not quiet:
         _print_receipts(receipts, outputs)
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True)

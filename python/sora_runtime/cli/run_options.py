@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sora_runtime.errors import InvalidRequest
+
 
 class RandomNumbers(StrEnum):
     """Where the starting noise comes from."""
@@ -21,6 +23,25 @@ class VerifyBundle(StrEnum):
 
     once = "once"
     always = "always"
+
+
+class GuidanceName(StrEnum):
+    """How guidance joins the branches; see `sora_runtime.sampling.guidance`."""
+
+    cfg = "cfg"
+    cfg_zero_star = "cfg_zero_star"
+    apg = "apg"
+
+
+class ReusePolicy(StrEnum):
+    """How steps are reused; see `sora_runtime.sampling.reuse_policies`."""
+
+    easycache = "easycache"
+    magcache = "magcache"
+    taylorseer = "taylorseer"
+    teacache = "teacache"
+    plan = "plan"
+    unconditional = "unconditional"
 
 
 def _clip(text: str, metavar: str | None = None, **more: Any) -> Any:
@@ -45,7 +66,17 @@ Seed = Annotated[int, _clip("One seed, one clip, on every machine.", "N")]
 Steps = Annotated[int | None, _clip("Inference steps.", "N")]
 GuidanceScale = Annotated[float | None, _clip("1 is none and halves the work.", "X")]
 GuidanceRescale = Annotated[float, _clip("0 (off) to 1: against too much contrast.", "X")]
+GuidanceMethod = Annotated[GuidanceName | None, _clip("How the two branches make one output.")]
+GuidanceInterval = Annotated[tuple[float, float] | None, _clip("Guidance between these sigmas alone.", "LOW HIGH")]
+GuidanceDecay = Annotated[float | None, _clip("Share of guidance gone at the last step, 0 to 1.", "X")]
+ZeroInitSteps = Annotated[int | None, _clip("Steps at the beginning without a network call.", "N")]
+Apg = Annotated[
+    tuple[float, float, float] | None, _clip("Numbers of apg in the place of 0 -0.5 0.", "ETA MOMENTUM LENGTH")
+]
 Solver = Annotated[str | None, _clip("Another one than the model's own.", "NAME")]
+StepReuse = Annotated[ReusePolicy | None, _clip("Take some steps' outputs from earlier ones, as calibrated.")]
+ReuseThreshold = Annotated[float | None, _clip("In place of the calibrated one: lower loses less.", "X")]
+ForceStepReuse = Annotated[bool, _clip("Also where it is not calibrated.", "")]
 Rng = Annotated[RandomNumbers, _clip("Whose noise: torch is PyTorch's on a CPU.")]
 Size = Annotated[str | None, _clip("In pixels.", "WIDTHxHEIGHT")]
 Frames = Annotated[
@@ -68,3 +99,19 @@ PricePerHour = Annotated[float | None, _machine("What an hour of it costs, in US
 Threads = Annotated[int | None, _machine("Default: one for every core.", "N")]
 EmbeddingCache = Annotated[Path | None, _machine("Keeps prompt embeddings for later runs.", "DIR")]
 Verify = Annotated[VerifyBundle, _machine("When to hash the bundle's files.")]
+
+
+def guidance_of(method: GuidanceName | None, apg: tuple[float, float, float] | None) -> Any:
+    """What a request takes for --guidance-method and --apg: None where neither is given.
+
+    Raises:
+        InvalidRequest: --apg without the method it is of.
+    """
+    if apg is None:
+        return None if method is None else method.value
+    if method is not GuidanceName.apg:
+        raise InvalidRequest("--apg says nothing without --guidance-method apg; add it")
+    from sora_runtime.sampling import GuidanceRule
+
+    eta, momentum, length = apg
+    return GuidanceRule("apg", eta=eta, momentum=momentum, norm_threshold=length)

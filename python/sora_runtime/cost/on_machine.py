@@ -84,22 +84,32 @@ class OnMachine:
         return predict_on_machine(networks, run_of(model, shape), setting, self.profile)
 
 
-def predicted_here(bundle: Path, shape: Shape, precision: str, num_threads: int) -> tuple[Band, str] | None:
+@dataclass(frozen=True)
+class RunsAs:
+    """How a clip was run here."""
+
+    precision: str
+    num_threads: int
+    reused: float  # share of evaluations that step reuse left out
+
+
+def predicted_here(bundle: Path, shape: Shape, how: RunsAs) -> tuple[Band, str] | None:
     """What the user's profile says of a clip, and where it is from; None without a profile of so many threads."""
     with suppress(OSError, InvalidRequest):
-        return _predicted(bundle, shape, precision, num_threads, default_path().stat().st_mtime_ns)
+        return _predicted(bundle, shape, how, default_path().stat().st_mtime_ns)
     return None
 
 
 @lru_cache(maxsize=256)
-def _predicted(bundle: Path, shape: Shape, precision: str, num_threads: int, _changed: int) -> tuple[Band, str] | None:
+def _predicted(bundle: Path, shape: Shape, how: RunsAs, _changed: int) -> tuple[Band, str] | None:
     """As `predicted_here`; kept, since a serving stack asks for the same clip again and again."""
     from sora_runtime.cost.models import load_model
     from sora_runtime.forecast import Band
 
     here = OnMachine(load_profile())
-    if here.profile.elsewhere is not None or here.profile.num_threads != num_threads:
+    if here.profile.elsewhere is not None or here.profile.num_threads != how.num_threads:
         return None
-    setting, _ = here.setting(precision, Setting())
+    reuse = Setting(reuse="stated", reuse_share=how.reused) if how.reused else Setting()
+    setting, _ = here.setting(how.precision, reuse)
     found = here.predict(load_model(str(bundle)), shape, setting)
     return Band(p10=found.p10, p50=found.p50, p90=found.p90), f"sora-bench calibrate, {here.profile.created[:10]}"

@@ -7,13 +7,15 @@ from sora_runtime.sampling.diffusers_config import (
 )
 from sora_runtime.sampling.diffusers_schedulers import SOLVERS
 from sora_runtime.sampling.grids import DiffusionSchedule, FlowSchedule
+from sora_runtime.sampling.guidance import GUIDANCE_METHODS, Guidance, GuidanceRule, guidance_rule
 from sora_runtime.sampling.program import (
     ROW_DTYPE,
-    Guidance,
     SamplerProgram,
     compile_program,
-    run_reference,
 )
+from sora_runtime.sampling.reference import run_reference
+from sora_runtime.sampling.reuse import Evaluation, ReuseRule
+from sora_runtime.sampling.reuse_policies import REUSE_POLICIES, StepReuse, apply_reuse, default_order
 from sora_runtime.sampling.schedules import Betas, DynamicShift, Schedule
 from sora_runtime.sampling.solvers import (
     DDIM,
@@ -28,7 +30,9 @@ from sora_runtime.sampling.unipc import UniPC
 
 __all__ = [
     "DDIM",
+    "GUIDANCE_METHODS",
     "LCM",
+    "REUSE_POLICIES",
     "ROW_DTYPE",
     "SOLVERS",
     "Betas",
@@ -36,16 +40,23 @@ __all__ = [
     "DiffusionSchedule",
     "DynamicShift",
     "Euler",
+    "Evaluation",
     "FlowSchedule",
     "Guidance",
+    "GuidanceRule",
     "Heun",
+    "ReuseRule",
     "SamplerProgram",
     "SamplerSpecification",
     "Schedule",
     "Solver",
+    "StepReuse",
     "StochasticDPMSolverPP",
     "UniPC",
+    "apply_reuse",
     "compile_program",
+    "default_order",
+    "guidance_rule",
     "read_scheduler_config",
     "run_reference",
     "with_solver",

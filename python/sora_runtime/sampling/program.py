@@ -10,21 +10,23 @@ history (0 is the newest entry) and ``z`` fresh N(0, 1) noise:
     g *= phi * std(c) / std(g) + 1 - phi      (arXiv:2305.08891 eq. 14-16)
     next x  = latents * x + output * g + sum_j history[j] * H[j] + noise * z
     new H[0] = store_latents * x + store_output * g, if either coefficient is non-zero
+
+Where ``evaluate`` says so, ``c`` and ``u`` are estimated from earlier rows; see ``sampling.reuse``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from sora_runtime.errors import InvalidRequest
-from sora_runtime.sampling.schedules import FloatArray, Schedule
+from sora_runtime.sampling.guidance import Guidance, GuidanceRule
+from sora_runtime.sampling.reuse import Evaluation, ReuseRule, calls_of, check_reuse
+from sora_runtime.sampling.schedules import Schedule
 from sora_runtime.sampling.solvers import HISTORY, Solver, Step
 
 # Mirrored field by field by the C++ sampler; 112 bytes, no padding.
@@ -45,8 +47,6 @@ ROW_DTYPE = np.dtype(
     ]
 )
 
-Denoiser = Callable[[FloatArray, float], FloatArray]
-
 
 class ScheduleSpecification(Protocol):
     """What builds the schedule: ``FlowSchedule`` or ``DiffusionSchedule``."""
@@ -54,46 +54,6 @@ class ScheduleSpecification(Protocol):
     def build(self, num_inference_steps: int, image_seq_len: int | None = None) -> Schedule:
         """Return the schedule of ``num_inference_steps`` steps."""
         ...
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance (arXiv:2207.12598) and, for two-stage models, which engine runs.
-
-    Attributes:
-        scale: 1 evaluates the conditional branch only.
-        rescale: phi of arXiv:2305.08891 eq. 16, 0 to 1; 0 is off.
-        boundary_ratio: engine 0 runs where ``timestep >= boundary_ratio * num_train_timesteps``,
-            engine 1 below (Wan 2.2 A14B); None: one engine.
-        scale_2: guidance scale of engine 1; None: ``scale``.
-    """
-
-    scale: float = 1.0
-    rescale: float = 0.0
-    boundary_ratio: float | None = None
-    scale_2: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("guidance_scale", self.scale), ("guidance_scale_2", self.scale_2)):
-            if value is not None and not math.isfinite(value):
-                raise InvalidRequest(f"{name} = {value} is not finite; use 1 for no guidance")
-        if not 0.0 <= self.rescale <= 1.0:
-            raise InvalidRequest(f"guidance_rescale = {self.rescale} is outside 0 to 1; use 0 to turn it off")
-        if self.boundary_ratio is None and self.scale_2 is not None:
-            raise InvalidRequest(
-                f"guidance_scale_2 = {self.scale_2} needs a model with two transformers; "
-                "leave it out where boundary_ratio is not set"
-            )
-        if self.boundary_ratio is not None and not 0.0 <= self.boundary_ratio <= 1.0:
-            raise InvalidRequest(
-                f"boundary_ratio = {self.boundary_ratio} is outside 0 to 1; use the model's own, such as 0.875"
-            )
-
-    def engine_and_scale(self, timestep: float, num_train_timesteps: int) -> tuple[int, float]:
-        """Return the engine that runs at ``timestep`` and its guidance scale."""
-        if self.boundary_ratio is None or timestep >= self.boundary_ratio * num_train_timesteps:
-            return 0, self.scale
-        return 1, self.scale if self.scale_2 is None else self.scale_2
 
 
 @dataclass(frozen=True)
@@ -106,6 +66,8 @@ class SamplerProgram:
         num_inference_steps: the steps the user asked for; Heun has two rows for most of them.
         solver: solver name, for receipts.
         schedule: schedule name, for receipts.
+        reuse: which outputs are reused beside those the rows mark, and how.
+        guidance: how the two branches of a guided row make its output g.
 
     Raises:
         InvalidRequest: the table breaks one of its rules (see ``_check_rows``).
@@ -116,6 +78,8 @@ class SamplerProgram:
     num_inference_steps: int
     solver: str
     schedule: str
+    reuse: ReuseRule = field(default_factory=ReuseRule)
+    guidance: GuidanceRule = field(default_factory=GuidanceRule)
 
     def __post_init__(self) -> None:
         rows = np.array(self.rows)
@@ -125,9 +89,13 @@ class SamplerProgram:
 
     @property
     def evaluations(self) -> int:
-        """Network calls; a guided row makes two."""
-        calls = np.where(self.rows["guidance_scale"] == 1.0, 1, 2)
-        return int(np.sum(self.rows["evaluate"] * calls))
+        """Network calls; a guided row makes two. With a criterion of reuse: at most so many."""
+        return int(np.sum(calls_of(self.rows)))
+
+    @property
+    def all_evaluations(self) -> int:
+        """Network calls if no row reused anything."""
+        return int(np.sum(np.where(self.rows["guidance_scale"] == 1.0, 1, 2)))
 
     @property
     def history_depth(self) -> int:
@@ -137,10 +105,14 @@ class SamplerProgram:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the table and the initial scale."""
+        """Hex digest of the table, the initial scale and, where they say anything, the rules beside the table."""
         digest = hashlib.sha256(repr(ROW_DTYPE.descr).encode())
         digest.update(np.float64(self.initial_scale).tobytes())
         digest.update(self.rows.tobytes())
+        if self.reuse != ReuseRule():
+            digest.update(repr(self.reuse).encode())
+        if self.guidance != GuidanceRule():
+            digest.update(repr(self.guidance).encode())
         return digest.hexdigest()
 
 
@@ -153,15 +125,16 @@ def _check_rows(rows: npt.NDArray[np.void], what: str) -> None:
         values = [np.max(np.abs(row[name])) for name in ROW_DTYPE.names or ()]
         if not np.all(np.isfinite(values)):
             raise InvalidRequest(f"row {i} of {what} is not finite; use another number of steps or another solver")
-        if row["evaluate"] not in (0, 1) or row["engine"] < 0:
+        if row["evaluate"] not in tuple(Evaluation) or row["engine"] < 0:
             raise InvalidRequest(f"row {i} of {what} has an invalid engine or evaluate flag")
-        if row["evaluate"] == 0 and (row["output"] != 0.0 or row["store_output"] != 0.0):
+        if row["evaluate"] == Evaluation.NO_OUTPUT and (row["output"] != 0.0 or row["store_output"] != 0.0):
             raise InvalidRequest(
                 f"row {i} of {what} uses a model output without evaluating; set output and store_output to 0"
             )
         if np.any(row["history"][stored:] != 0.0):
             raise InvalidRequest(f"row {i} of {what} reads history that no row before it stored")
         stored += int(row["store_latents"] != 0.0 or row["store_output"] != 0.0)
+    check_reuse(rows, what)
 
 
 def compile_program(
@@ -195,79 +168,33 @@ def compile_program(
     with np.errstate(all="ignore"):  # what is not finite is refused by name in SamplerProgram
         steps = solver.steps(built)
     rows = np.zeros(len(steps), ROW_DTYPE)
-    for row, step in zip(rows, steps, strict=True):
-        _fill_row(row, step, guidance, built.num_train_timesteps)
+    for i, (row, step) in enumerate(zip(rows, steps, strict=True)):
+        _fill_row(row, step)
+        _fill_guidance(row, guidance, built, i / max(len(steps) - 1, 1))
+    rows["evaluate"][: guidance.zero_init_steps] = Evaluation.ZERO
     return SamplerProgram(
         rows=rows,
         initial_scale=built.initial_scale,
         num_inference_steps=num_inference_steps,
         solver=solver.name,
         schedule=built.name,
+        guidance=guidance.rule,
     )
 
 
-def _fill_row(row: Any, step: Step, guidance: Guidance, num_train_timesteps: int) -> None:
-    engine, scale = guidance.engine_and_scale(step.timestep, num_train_timesteps)
-    row["engine"], row["evaluate"] = engine, 1
+def _fill_row(row: Any, step: Step) -> None:
+    row["evaluate"] = Evaluation.EVALUATE
     row["timestep"], row["input_scale"] = step.timestep, step.input_scale
-    row["guidance_scale"], row["guidance_rescale"] = scale, guidance.rescale
     row["latents"], row["output"] = step.next_latents[:2]
     row["history"], row["noise"] = step.next_latents[2:-1], step.next_latents[-1]
     row["store_latents"], row["store_output"] = step.store[:2]
     assert not np.any(step.store[2:]), "a history entry is made of x and g only"
 
 
-def run_reference(
-    program: SamplerProgram,
-    denoisers: Denoiser | Sequence[Denoiser],
-    latents: npt.ArrayLike,
-    noise: Sequence[npt.ArrayLike] = (),
-    unconditional: Denoiser | Sequence[Denoiser] | None = None,
-) -> FloatArray:
-    """Run a program in float64: the meaning of the table, and the oracle for the fused kernels.
-
-    Args:
-        program: the table.
-        denoisers: ``(engine input, timestep) -> model output``, one per engine; any shape of array,
-            the shape of ``latents`` back.
-        latents: the first latents, already multiplied by ``initial_scale``.
-        noise: standard normal arrays in the order of the rows whose ``noise`` is not 0.
-        unconditional: as ``denoisers``, for rows with guidance.
-
-    Returns:
-        The last latents, float64, the shape of ``latents``.
-    """
-    conditional = denoisers if isinstance(denoisers, Sequence) else [denoisers]
-    single = unconditional if not isinstance(unconditional, Sequence) else None
-    negative = unconditional if isinstance(unconditional, Sequence) else [single] * len(conditional)
-    x = np.array(latents, np.float64)
-    history: list[FloatArray] = []
-    draws = iter(noise)
-    for row in program.rows:
-        engine = row["engine"]
-        g = _evaluate(row, x, conditional[engine], negative[engine])
-        stored = row["store_latents"] * x + row["store_output"] * g
-        x = row["latents"] * x + row["output"] * g
-        for coefficient, entry in zip(row["history"], history, strict=False):
-            x = x + coefficient * entry
-        if row["noise"] != 0.0:
-            x = x + row["noise"] * np.asarray(next(draws), np.float64)
-        if row["store_latents"] != 0.0 or row["store_output"] != 0.0:
-            history = [stored, *history][:HISTORY]
-    return x
-
-
-def _evaluate(row: Any, x: FloatArray, denoiser: Denoiser, negative: Denoiser | None) -> FloatArray:
-    if not row["evaluate"]:
-        return np.zeros_like(x)
-    sample, timestep = row["input_scale"] * x, float(row["timestep"])
-    c = denoiser(sample, timestep)
-    if row["guidance_scale"] == 1.0:
-        return c
-    assert negative is not None, "a guided row needs the unconditional denoiser"
-    u = negative(sample, timestep)
-    g = u + row["guidance_scale"] * (c - u)
-    phi = row["guidance_rescale"]
-    if phi > 0.0:
-        g = g * (phi * np.std(c) / np.std(g) + 1.0 - phi)
-    return np.asarray(g)
+def _fill_guidance(row: Any, guidance: Guidance, schedule: Schedule, progress: float) -> None:
+    timestep = float(row["timestep"])
+    engine, scale = guidance.engine_and_scale(timestep, schedule.num_train_timesteps)
+    sigma = schedule.sigmas[list(schedule.timesteps).index(timestep)] if guidance.interval is not None else 0.0
+    row["engine"] = engine
+    row["guidance_scale"] = guidance.weakened(scale, float(sigma), progress)
+    row["guidance_rescale"] = guidance.rescale
