@@ -13,8 +13,8 @@ from typer.core import TyperGroup
 from sora_runtime import __version__
 from sora_runtime.cli.build import build
 from sora_runtime.cli.calibrate import calibrate
-from sora_runtime.cli.catalogue import catalogue_app
 from sora_runtime.cli.calibrate_reuse import calibrate_reuse
+from sora_runtime.cli.catalogue import catalogue_app
 from sora_runtime.cli.check import check
 from sora_runtime.cli.claims import claims
 from sora_runtime.cli.compare import compare
