@@ -5,7 +5,15 @@ from functools import lru_cache
 
 from .bundle import Bundle
 from .request import ResolvedRequest
-from .sampling import FlowSchedule, Guidance, SamplerProgram, compile_program, read_scheduler_config, with_solver
+from .sampling import (
+    FlowSchedule,
+    Guidance,
+    Levels,
+    SamplerProgram,
+    compile_program,
+    read_scheduler_config,
+    with_solver,
+)
 
 
 class Programs:
@@ -37,12 +45,22 @@ class Programs:
             boundary_ratio=self._facts.boundary_ratio,
             scale_2=None if embedded else request.guidance_scale_2,
         )
-        return self._compiled(request.solver, request.num_inference_steps, guidance, request.geometry.tokens)
+        steps, few = request.num_inference_steps, self._facts.few_step
+        solver, levels = request.solver, Levels.given(request.sigmas, request.timesteps)
+        if few is not None:
+            solver = solver or few.solver
+            plain = levels == Levels() and steps == len(few.sigmas)
+            levels = replace(levels, sigmas=few.sigmas if plain else levels.sigmas, shift=few.shift)
+        return self._compiled((solver, levels), steps, guidance, request.geometry.tokens)
 
-    def _compile(self, solver: str | None, num_inference_steps: int, guidance: Guidance, tokens: int) -> SamplerProgram:
+    def _compile(
+        self, sampling: tuple[str | None, Levels], num_inference_steps: int, guidance: Guidance, tokens: int
+    ) -> SamplerProgram:
+        solver, levels = sampling
         config = self._scheduler_config if solver is None else with_solver(self._scheduler_config, solver)
         specification = read_scheduler_config(config)
         schedule, grid = specification.schedule, self._facts.sigma_grid
         if grid is not None and isinstance(schedule, FlowSchedule):
             schedule = replace(schedule, grid=grid)
+        schedule = levels.of(schedule)
         return compile_program(specification.solver, schedule, num_inference_steps, guidance, image_seq_len=tokens)

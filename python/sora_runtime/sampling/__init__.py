@@ -6,6 +6,7 @@ from sora_runtime.sampling.diffusers_config import (
     with_solver,
 )
 from sora_runtime.sampling.diffusers_schedulers import SOLVERS
+from sora_runtime.sampling.few_step import Levels
 from sora_runtime.sampling.grids import DiffusionSchedule, FlowSchedule
 from sora_runtime.sampling.program import (
     ROW_DTYPE,
@@ -39,6 +40,7 @@ __all__ = [
     "FlowSchedule",
     "Guidance",
     "Heun",
+    "Levels",
     "SamplerProgram",
     "SamplerSpecification",
     "Schedule",
