@@ -220,9 +220,7 @@ def test_a_few_step_clip_equals_diffusers_with_an_lcm_scheduler(
         fresh = NoiseGenerator(5, first_stream=1)
 
         def draw(shape: Any, **_: Any) -> torch.Tensor:
-            array = np.empty(tuple(shape), np.float32)
-            fresh.fill(array)
-            return torch.from_numpy(array)
+            return torch.from_numpy(fresh.normal(tuple(shape)))
 
         monkeypatch.setattr("diffusers.schedulers.scheduling_flow_match_lcm.randn_tensor", draw)
         settings = {"num_inference_steps": len(few["sigmas"]), "guidance_scale": 1.0}

@@ -78,10 +78,10 @@ def build(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter
             calibration=_calibration(calibration, calibration_steps),
             check_parity=check_parity,
             engine_options=_engine_options(engine, split_list(compute_capability or []), weights),
-            adapters=[
+            adapters=(
                 *(find_adapter(text) for text in lora or []),
                 *(find_adapter(text, "transformer_2") for text in lora_2 or []),
-            ],
+            ),
             few_step=None if few_step is None else parse_few_step(few_step),
             engine_cache=engine_cache,
         )
