@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sora_export.adapted import Adapted
+from sora_export.adapter import Adapter
 from sora_export.build_plan import BuildPlan, component_size, plan_build
 from sora_export.bundle_from_checkpoint import build_bundle, check_shapes, chosen_shapes
 from sora_export.checkpoint import Checkpoint
@@ -16,6 +19,7 @@ from sora_export.defaults import read_defaults, with_defaults
 from sora_export.engine_from_onnx import EngineOptions
 from sora_export.engines_of_bundle import build_engines
 from sora_export.families import family_of
+from sora_export.few_step import FewStep, with_few_step
 from sora_export.hub import local_checkpoint
 from sora_export.precision import EngineName, Precision, choose
 from sora_export.staging import is_abandoned
@@ -53,6 +57,10 @@ class BuildRequest:
     """Needed where activations have static scales: fp8, int8 and nvfp4 for TensorRT."""
     check_parity: bool = True
     engine_options: EngineOptions | None = None
+    adapters: Sequence[Adapter] = ()
+    """LoRAs to merge into the transformers, in this order."""
+    few_step: FewStep | None = None
+    """The levels that a distilled model is made for; see `sora_export.few_step`."""
     engine_cache: Path | None = None
     """Where TensorRT engines are kept; None: the user's cache folder."""
 
@@ -71,6 +79,7 @@ def build(request: BuildRequest, progress: Progress = lambda message: None) -> P
     """
     _check(request)
     source = local_checkpoint(request.checkpoint, progress)
+    _say_what_is_left_out(request, source, progress)
     if request.precision is Precision.FP32:
         folder = _export(request, source, request.out, progress)
     else:
@@ -89,9 +98,10 @@ def plan(request: BuildRequest) -> BuildPlan:
     _check(request)
     checkpoint = Checkpoint(local_checkpoint(request.checkpoint, lambda message: None))
     family = family_of(checkpoint)
-    facts = family.read_facts(checkpoint)
+    adapted = Adapted(checkpoint.root, request.adapters, request.few_step)
+    facts, user, merges = family.read_facts(checkpoint), read_defaults(checkpoint), adapted.plans(family)
     shapes = chosen_shapes(facts.pop("tasks"), request.tasks, request.sizes, request.num_frames)
-    facts = with_defaults(facts, read_defaults(checkpoint), shapes)
+    facts = with_few_step(with_defaults(facts, user, shapes), adapted.levels(user), checkpoint)
     check_shapes(facts, shapes)
     sizes = [
         component_size(component.name, checkpoint.weight_files(component.folder), len(component.graphs))
@@ -101,6 +111,7 @@ def plan(request: BuildRequest) -> BuildPlan:
     return plan_build(
         sizes,
         precision=request.precision,
+        merged=[tensor for merge in merges for tensor in merge.tensors.values()],
         plans_per_graph=0 if options is None else max(len(options.compute_capabilities), 1),
         weights_in_plan=options is None or options.weights in ("embedded", "streamed"),
     )
@@ -123,9 +134,20 @@ def _check(request: BuildRequest) -> None:
         )
 
 
+def _say_what_is_left_out(request: BuildRequest, source: Path, progress: Progress) -> None:
+    """A bundle's weights are its checkpoint's: what was merged beside them is not carried into another build."""
+    try:
+        held = json.loads((source / "bundle.json").read_bytes()).get("adapters", [])
+    except (OSError, ValueError, AttributeError):
+        return
+    if held and not request.adapters:
+        names = ", ".join(str(adapter.get("name")) for adapter in held)
+        progress(f"building without {names}, which {source} holds; give --lora again to merge it")
+
+
 def _export(request: BuildRequest, source: Path, out: Path, progress: Progress) -> Path:
     return build_bundle(
-        source,
+        Adapted(source, request.adapters, request.few_step),
         out,
         request.sizes,
         request.num_frames,

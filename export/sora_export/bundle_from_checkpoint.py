@@ -12,12 +12,15 @@ from typing import Any
 import onnx_ir as ir
 
 from sora_export import parity
+from sora_export.adapted import Adapted, as_adapted, records
 from sora_export.checkpoint import Checkpoint
 from sora_export.defaults import read_defaults, with_defaults
 from sora_export.external_data import attach_weights, read_weights
 from sora_export.families import Component, Family, Shapes, family_of
+from sora_export.few_step import with_few_step
 from sora_export.graph_report import report
 from sora_export.manifest import file_record, made_by, sha256_of, write_manifest
+from sora_export.merge import write_merged
 from sora_export.onnx_from_torch import onnx_from_torch
 from sora_export.staging import Staging
 from sora_export.tokenizer import write_tokenizer
@@ -27,7 +30,7 @@ Progress = Callable[[str], None]
 
 
 def build_bundle(
-    checkpoint: Path | str,
+    checkpoint: Path | str | Adapted,
     out: Path | str,
     sizes: Sequence[tuple[int, int]],
     num_frames: Sequence[int],
@@ -44,7 +47,8 @@ def build_bundle(
     torch; a build that fails leaves `out` as it was.
 
     Args:
-        checkpoint: A folder that diffusers' `save_pretrained` wrote, with safetensors weights.
+        checkpoint: A folder that diffusers' `save_pretrained` wrote, with safetensors weights; with adapters as an
+            `Adapted`, whose merged weights are new files beside them.
         out: The bundle's folder; may be `checkpoint` itself.
         sizes: (height, width) in pixels; each is combined with each of `num_frames`.
         num_frames: Numbers of frames, 4k+1 for a VAE with a temporal stride of 4.
@@ -58,24 +62,27 @@ def build_bundle(
         The path of the bundle's folder.
 
     Raises:
-        InvalidRequest: A size or number of frames that the model cannot make.
+        InvalidRequest: A size or number of frames that the model cannot make, or an adapter of another model.
         BundleError: The checkpoint is incomplete, is a pickle, or is of an unknown pipeline.
         EngineError: A graph differs from torch by more than `parity.MAX_RELATIVE_L2`.
     """
-    source, target = Path(checkpoint).absolute(), Path(out).absolute()
-    family = family_of(Checkpoint(source))
-    for folder in Checkpoint(source).weight_folders():
-        read_weights(Checkpoint(source).weight_files(folder))
-    user = read_defaults(Checkpoint(source))
-    facts = family.read_facts(Checkpoint(source))
+    adapted, target = as_adapted(checkpoint), Path(out).absolute()
+    source = adapted.source()
+    family = family_of(source)
+    for folder in source.weight_folders():
+        read_weights(source.weight_files(folder))
+    user, plans = read_defaults(source), adapted.plans(family)
+    facts = family.read_facts(source)
     shapes = chosen_shapes(facts.pop("tasks"), tasks, sizes, num_frames)
-    facts = with_defaults(facts, user, shapes)
+    facts = with_few_step(with_defaults(facts, user, shapes), adapted.levels(user), source)
     check_shapes(facts, shapes)
     try:
         with Staging(target) as staging:
-            staging.link_checkpoint(Checkpoint(source), progress)
-            build = _Build(Checkpoint(target), family, facts, shapes, staging, progress)
-            manifest = build.run(name or source.name, user.get("license"), check_parity)
+            staging.link_checkpoint(source, progress)
+            merged = dict(adapted.merged) | write_merged(Checkpoint(target), plans, staging, progress)
+            build = _Build(Checkpoint(target, merged), family, facts, shapes, staging, progress)
+            manifest = build.run(name or source.root.name, user.get("license"), check_parity)
+            manifest |= {"adapters": records(plans), "merged": merged}
             progress("writing bundle.json")
             staging.finish(lambda: write_manifest(target, manifest))
     except OSError as error:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from sora_export.adapted import Adapted
 from sora_export.bundle_from_checkpoint import build_bundle
 from sora_export.check_parts import PartError, part_errors, shapes_of
 from sora_export.checkpoint import Checkpoint
@@ -178,7 +179,7 @@ def emulate_bundle(folder: Path, out: Path) -> None:
     """A bundle for ONNX Runtime whose graphs round as the engines of `folder` do."""
     manifest = json.loads((folder / "bundle.json").read_bytes())
     with Staging(out) as staging:
-        staging.link_checkpoint(Checkpoint(folder), lambda message: None)
+        staging.link_checkpoint(Checkpoint(folder, manifest.get("merged", {})), lambda message: None)
         files = {}
         for name, record in manifest["files"].items():
             files[name] = record
@@ -193,8 +194,9 @@ def emulate_bundle(folder: Path, out: Path) -> None:
 
 def _float32(folder: Path, out: Path, manifest: Mapping[str, Any], progress: Progress) -> Path:
     shapes = shapes_of(manifest)
+    same = Adapted(folder, merged=manifest.get("merged", {}), few_step=manifest["facts"].get("few_step"))
     return build_bundle(
-        folder, out, shapes.sizes, shapes.num_frames, tasks=shapes.tasks, check_parity=False, progress=progress
+        same, out, shapes.sizes, shapes.num_frames, tasks=shapes.tasks, check_parity=False, progress=progress
     )
 
 

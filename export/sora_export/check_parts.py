@@ -61,7 +61,7 @@ def part_errors(folder: Path, progress: Callable[[str], None] = lambda message: 
         EngineError: A graph cannot be run.
     """
     manifest = json.loads((folder / "bundle.json").read_bytes())
-    checkpoint, engine = Checkpoint(folder), manifest.get("engine", "onnxruntime")
+    checkpoint, engine = Checkpoint(folder, manifest.get("merged", {})), manifest.get("engine", "onnxruntime")
     graphs = {graph for _, graph in graphs_of(manifest["components"])}
     run = graph_runner(lambda file: folder / file) if engine == "onnxruntime" else _emulating_runner(folder)
     for component in family_of(checkpoint).components(checkpoint, manifest["facts"], shapes_of(manifest)):

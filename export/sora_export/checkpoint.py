@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ class Checkpoint:
     """A diffusers folder. Every method raises BundleError when what it needs is absent."""
 
     root: Path
+    merged: Mapping[str, str] = field(default_factory=dict)
+    """Component -> a safetensors file, relative to the root, whose tensors stand in the place of the component's own of
+    the same names: adapters that were merged into them (`sora_export.merge`)."""
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -64,7 +68,14 @@ class Checkpoint:
         ]
 
     def weight_files(self, folder: str) -> list[Path]:
-        """The safetensors files of a component, sorted; pickles are refused, never read."""
+        """The safetensors files of a component; of two tensors of one name the later counts.
+
+        Pickles are refused, never read.
+        """
+        merged = [self.root / self.merged[folder]] if folder in self.merged else []
+        return [*self._own_weight_files(folder), *merged]
+
+    def _own_weight_files(self, folder: str) -> list[Path]:
         for stem in _WEIGHT_STEMS:
             index = f"{folder}/{stem}.safetensors.index.json"
             if (self.root / index).is_file():

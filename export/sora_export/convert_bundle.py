@@ -149,7 +149,7 @@ def convert_bundle(
     manifest = json.loads((source / "bundle.json").read_bytes())
     try:
         with Staging(out) as staging:
-            staging.link_checkpoint(Checkpoint(source), progress)
+            staging.link_checkpoint(Checkpoint(source, manifest.get("merged", {})), progress)
             return _Conversion(source, out, precision, engine, statistics, staging, progress).run(manifest)
     except OSError as error:
         raise OutputError(

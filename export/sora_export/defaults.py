@@ -14,7 +14,7 @@ _FILE = "sora_defaults.json"
 _FACTS = {"fps": float, "max_sequence_length": int}
 _REQUEST = {"num_inference_steps": int, "guidance_scale": float, "negative_prompt": str}
 _SHAPE = {"height": int, "width": int, "num_frames": int}
-_KNOWN: Mapping[str, type] = {**_FACTS, **_REQUEST, **_SHAPE, "license": str}
+_KNOWN: Mapping[str, type] = {**_FACTS, **_REQUEST, **_SHAPE, "license": str, "few_step": str}
 
 
 def read_defaults(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -22,6 +22,8 @@ _DTYPES = {
     "F16": ir.DataType.FLOAT16,
     "BF16": ir.DataType.BFLOAT16,
 }
+FLOAT_TYPES = tuple(_DTYPES)
+"""Of safetensors, those that weights may be stored in."""
 _BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
 _MAX_HEADER_BYTES = 100_000_000
 
@@ -89,7 +91,7 @@ def _stored_tensor(file: Path, entry: Mapping[str, Any], start: int) -> StoredTe
 
 
 def read_weights(files: Iterable[Path]) -> dict[str, StoredTensor]:
-    """Lists the tensors of all shards of a component."""
+    """Lists the tensors of all shards of a component; of two with one name the later."""
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         tensors.update(read_safetensors_header(file))

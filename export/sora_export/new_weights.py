@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from sora_export.external_data import StoredTensor, read_safetensors_header
 from sora_export.linears import Linear
-from sora_runtime.output import explain_os_errors, partial_file
+from sora_export.safetensors_file import Entry, write_safetensors
 
 
 @dataclass(frozen=True)
@@ -101,20 +99,10 @@ def _tensors(file: Path, names: set[str], linears: Mapping[str, Linear], recipe:
 
 
 def _write(file: Path, linears: Sequence[Linear], recipe: Recipe) -> None:
-    header: dict[str, Any] = {
-        "__metadata__": {"recipe": recipe.name} | {layer.name: _source(layer) for layer in linears}
-    }
-    end = 0
-    for linear in linears:
-        for suffix, dtype, size, shape in recipe.layout(linear):
-            start, end = end, end + size * math.prod(shape)
-            header[f"{linear.name}.{suffix}"] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 64)
-    with explain_os_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    with partial_file(file) as partial, explain_os_errors(file), partial.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
-        for linear in linears:
-            for array in recipe.make(linear):
-                stream.write(np.ascontiguousarray(array).view(np.uint8).data)
+    metadata = {"recipe": recipe.name} | {layer.name: _source(layer) for layer in linears}
+    entries = [
+        Entry(f"{linear.name}.{suffix}", dtype, size, shape)
+        for linear in linears
+        for suffix, dtype, size, shape in recipe.layout(linear)
+    ]
+    write_safetensors(file, metadata, entries, (array for linear in linears for array in recipe.make(linear)))

@@ -151,6 +151,8 @@ def _files_to_link(source: Checkpoint) -> Iterator[Path]:
         for file in sorted((source.root / folder).rglob("*")):
             if file.is_file() and not is_pickle(file) and not file.name.startswith("."):
                 yield file
+    for name in source.merged.values():
+        yield source.root / name
 
 
 def _refuse_links_out(source: Checkpoint) -> None:

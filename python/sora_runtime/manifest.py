@@ -5,7 +5,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from .reuse_record import ReuseCalibration
 from .verify import FileRecord, RelativePath
@@ -31,6 +31,27 @@ class Defaults(_Record):
     height: int = Field(gt=0)
     width: int = Field(gt=0)
     num_frames: int = Field(gt=0)
+
+
+class FewStep(_Record):
+    """The levels that a distilled model was made for: what a request gets that names no levels or steps of its own.
+
+    `sigmas` are of flow matching, before `shift`, which takes the place of the scheduler's; None leaves that as it is.
+    """
+
+    sigmas: tuple[float, ...] = Field(min_length=1)
+    shift: PositiveFloat | None = None
+    solver: str | None = None  # None: the scheduler's own
+
+
+class AdapterRecord(_Record):
+    """An adapter that was merged into the weights of a component."""
+
+    component: str
+    name: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")  # of its file
+    scale: float
+    modules: PositiveInt  # layers that it changes
 
 
 class PixelInput(_Record):
@@ -81,6 +102,7 @@ class Facts(_Record):
     # Latent frames are filled up to whole patches; as many are dropped in front before decoding.
     pad_latent_frames: bool = False
     image: ImageFacts | None = None
+    few_step: FewStep | None = None
     defaults: Defaults
 
 
@@ -197,6 +219,8 @@ class Manifest(_Record):
     scheduler: RelativePath
     components: Components
     files: dict[RelativePath, FileRecord]
+    adapters: list[AdapterRecord] = []
+    merged: dict[str, RelativePath] = {}  # component -> the tensors that stand in the place of the checkpoint's
     parity: dict[str, dict[str, object]] = {}
     reports: dict[str, dict[str, object]] = {}  # of graphs: operators, FLOPs, parameters, bytes
     made_by: dict[str, str] = {}

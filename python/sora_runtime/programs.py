@@ -10,6 +10,7 @@ from .reuse_record import ReuseKey, ReuseSettings
 from .sampling import (
     FlowSchedule,
     Guidance,
+    Levels,
     SamplerProgram,
     StepReuse,
     apply_reuse,
@@ -70,18 +71,28 @@ class Programs:
                 f"'{self._bundle.name}' takes guidance as an input and has no second branch to shape; "
                 "leave guidance_method, guidance_interval and guidance_decay out"
             )
-        program = self._compiled(request.solver, request.num_inference_steps, guidance, request.geometry.tokens)
+        steps, few = request.num_inference_steps, self._facts.few_step
+        solver, levels = request.solver, Levels.given(request.sigmas, request.timesteps)
+        if few is not None:
+            solver = solver or few.solver
+            plain = levels == Levels() and steps == len(few.sigmas)
+            levels = replace(levels, sigmas=few.sigmas if plain else levels.sigmas, shift=few.shift)
+        program = self._compiled((solver, levels), steps, guidance, request.geometry.tokens)
         if request.step_reuse is None:
             return program, None
         chosen = self._choose(request, program)
         return apply_reuse(program, chosen.settings), chosen
 
-    def _compile(self, solver: str | None, num_inference_steps: int, guidance: Guidance, tokens: int) -> SamplerProgram:
+    def _compile(
+        self, sampling: tuple[str | None, Levels], num_inference_steps: int, guidance: Guidance, tokens: int
+    ) -> SamplerProgram:
+        solver, levels = sampling
         config = self._scheduler_config if solver is None else with_solver(self._scheduler_config, solver)
         specification = read_scheduler_config(config)
         schedule, grid = specification.schedule, self._facts.sigma_grid
         if grid is not None and isinstance(schedule, FlowSchedule):
             schedule = replace(schedule, grid=grid)
+        schedule = levels.of(schedule)
         return compile_program(specification.solver, schedule, num_inference_steps, guidance, image_seq_len=tokens)
 
     def _choose(self, request: ResolvedRequest, program: SamplerProgram) -> ChosenReuse:
@@ -89,7 +100,8 @@ class Programs:
         asked, threshold, forced = request.step_reuse, request.reuse_threshold, request.force_step_reuse
         policy = asked.policy if isinstance(asked, StepReuse) else str(asked)
         key = reuse_key(request, program)
-        known = self._calibrated(policy, key, program)
+        own = request.sigmas is not None or request.timesteps is not None  # levels that no calibration has seen
+        known = None if own else self._calibrated(policy, key, program)
         if known is None and not forced:
             raise InvalidRequest(
                 f"step_reuse = '{policy}' is not calibrated in '{self._bundle.name}' for {key}; "

@@ -4,7 +4,7 @@ import html
 import math
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -30,6 +30,8 @@ class RequestFields(TypedDict, total=False):
     seed: int  # 0 to 2^64 - 1
     rng: str  # "philox", or "torch" for the bits of torch.randn
     num_inference_steps: int | None
+    sigmas: Sequence[float] | None  # of each step, from noise to data, before the model's shift; without the final 0
+    timesteps: Sequence[float] | None  # in their place, what the network is told at each step
     guidance_scale: float | None  # 1 is no guidance
     guidance_scale_2: float | None  # of the second transformer; None: guidance_scale
     guidance_rescale: float  # 0 is off, at most 1
@@ -61,6 +63,8 @@ class ResolvedRequest:
     seed: int
     rng: str
     num_inference_steps: int
+    sigmas: tuple[float, ...] | None
+    timesteps: tuple[float, ...] | None
     guidance_scale: float
     guidance_scale_2: float | None
     guidance_rescale: float
@@ -115,14 +119,16 @@ def resolve(prompt: str, fields: Mapping[str, Any], manifest: Manifest) -> Resol
     geometry = Geometry.of(strides, height=size[0], width=size[1], num_frames=size[2])
     if image is not None and facts.image is not None:
         geometry = replace(geometry, dropped_frames=facts.image.dropped_frames)
-    steps = given.get("num_inference_steps", defaults.num_inference_steps)
+    sigmas, timesteps = _levels("sigmas", given, 1), _levels("timesteps", given, facts.num_train_timesteps)
     second, price, solver = given.get("guidance_scale_2"), given.get("price_per_hour"), given.get("solver")
     return ResolvedRequest(
         prompt=words,
         negative_prompt=_text("negative_prompt", given.get("negative_prompt", defaults.negative_prompt)),
         seed=_integer("seed", given.get("seed", 0), 0, 2**64 - 1),
         rng=rng,
-        num_inference_steps=_integer("num_inference_steps", steps, 1, 1000),
+        num_inference_steps=_steps(given, sigmas or timesteps, defaults.num_inference_steps),
+        sigmas=sigmas,
+        timesteps=timesteps,
         guidance_scale=_number("guidance_scale", given.get("guidance_scale", defaults.guidance_scale), -1000, 1000),
         guidance_scale_2=None if second is None else _number("guidance_scale_2", second, -1000, 1000),
         guidance_rescale=_number("guidance_rescale", given.get("guidance_rescale", 0.0), 0, 1),
@@ -201,6 +207,30 @@ def _number(name: str, value: Any, least: float, most: float) -> float:
     number = float(value)
     if not (math.isfinite(number) and least <= number <= most):
         raise InvalidRequest(f"{name} = {number:g} is out of range; use {least:g} to {most:g}")
+    return number
+
+
+def _levels(name: str, given: Mapping[str, Any], most: float) -> tuple[float, ...] | None:
+    """The levels of the steps, as many as there are; how they must descend is the schedule's to say."""
+    values = given.get(name)
+    if values is None:
+        return None
+    if isinstance(values, str | bytes | Mapping) or not (hasattr(values, "__len__") and hasattr(values, "__getitem__")):
+        raise InvalidRequest(f"{name} = {values!r} is no list; give a number for each step")
+    levels = tuple(_number(f"{name}[{index}]", value, 0, most) for index, value in enumerate(values))
+    if not 1 <= len(levels) <= 1000:
+        raise InvalidRequest(f"{name} has {len(levels)} levels; give one for each of 1 to 1000 steps")
+    return levels
+
+
+def _steps(given: Mapping[str, Any], levels: tuple[float, ...] | None, default: int) -> int:
+    if "sigmas" in given and "timesteps" in given:
+        raise InvalidRequest("sigmas and timesteps are both given; give one of them")
+    steps = given.get("num_inference_steps", default if levels is None else len(levels))
+    number = _integer("num_inference_steps", steps, 1, 1000)
+    if levels is not None and number != len(levels):
+        what = "sigmas" if "sigmas" in given else "timesteps"
+        raise InvalidRequest(f"num_inference_steps = {number} and {len(levels)} {what} do not agree; leave it out")
     return number
 
 

@@ -13,6 +13,7 @@ from fake_runtime import Command
 
 import sora_export.build
 import sora_export.check
+from sora_export.adapter import Adapter
 from sora_export.build import BuildRequest, Calibration
 from sora_export.check import CheckResult, Measure
 from sora_export.engine_from_onnx import EngineOptions
@@ -56,6 +57,22 @@ def test_tensorrt_is_half_precision_unless_told(sora_bench: Command, builder: li
     sora_bench("build", "checkpoint", "--out", "b", *SHAPES, "--engine", "tensorrt_rtx")
     assert (builder[0].precision, builder[0].engine) == (Precision.BF16, "tensorrt_rtx")
     assert builder[0].engine_options == EngineOptions("tensorrt_rtx", ("8.9", "12.0"))
+
+
+def test_adapters_and_few_steps_reach_the_builder(
+    sora_bench: Command, builder: list[BuildRequest], tmp_path: Path
+) -> None:
+    files = [tmp_path / name for name in ("high.safetensors", "low.safetensors")]
+    for file in files:
+        file.touch()
+    words = ["--lora", f"{files[0]}=0.8", "--lora", str(files[1]), "--lora-2", f"{files[1]}=0.5"]
+    assert sora_bench("build", "checkpoint", "--out", "b", *SHAPES, *words, "--few-step", "lcm:1.0,0.5").exit_code == 0
+    second = Adapter(files[1], 0.5, "transformer_2")
+    assert builder[0].adapters == (Adapter(files[0], 0.8), Adapter(files[1]), second)
+    assert builder[0].few_step == {"sigmas": (1.0, 0.5), "shift": 1.0, "solver": "lcm"}
+    result = sora_bench("build", "checkpoint", "--out", "b", *SHAPES, "--lora", "nowhere.safetensors")
+    words = "error: there is no adapter nowhere.safetensors; give a .safetensors file or the folder of one\n"
+    assert (result.exit_code, result.stderr) == (2, words)
 
 
 def test_precision_targets_and_calibration_reach_the_builder(

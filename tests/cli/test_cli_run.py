@@ -18,6 +18,8 @@ DEFAULTS = {
     "negative_prompt": None,
     "seed": 0,
     "num_inference_steps": None,
+    "sigmas": None,
+    "timesteps": None,
     "guidance_scale": None,
     "guidance_rescale": 0.0,
     "solver": None,
@@ -75,6 +77,15 @@ def test_every_option_reaches_the_runtime(sora_bench: Command, fake: FakeRuntime
     assert names(tmp_path / "stills") == [f"{i:05d}.png" for i in range(13)]
     with Image.open(tmp_path / "a.gif") as image:
         assert image.size == (64, 32)
+
+
+def test_levels_are_numbers_with_commas(sora_bench: Command, fake: FakeRuntime) -> None:
+    assert sora_bench("run", "a red circle", "--sigmas", "1.0, 0.75,0.5", "--sigmas", "0.25").exit_code == 0
+    assert sora_bench("run", "a red circle", "--timesteps", "1000,757,522").exit_code == 0
+    assert [request["sigmas"] for request in fake.requests] == [[1.0, 0.75, 0.5, 0.25], None]
+    assert [request["timesteps"] for request in fake.requests] == [None, [1000.0, 757.0, 522.0]]
+    result = sora_bench("run", "a red circle", "--sigmas", "1.0,half")
+    assert (result.exit_code, result.stderr) == (2, "error: --sigmas half is not a number; use one such as 0.75\n")
 
 
 @pytest.mark.parametrize(

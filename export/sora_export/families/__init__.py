@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sora_export.adapter_modules import Renaming
 from sora_export.checkpoint import Checkpoint
 from sora_export.onnx_from_torch import TorchGraph
 from sora_runtime.errors import BundleError
@@ -65,6 +66,8 @@ class Family(Protocol):
 
     NAME: str
     PIPELINES: Sequence[str]
+    RENAMINGS: Sequence[Renaming]
+    """What the original code of the models calls their transformer's modules, which adapters may be named by."""
 
     def read_facts(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Reads bundle.json's "facts", but for the defaults, from the configs."""

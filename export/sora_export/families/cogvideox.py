@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from transformers import T5EncoderModel
 
+from sora_export.adapter_modules import Renaming
 from sora_export.checkpoint import Checkpoint
 from sora_export.families import Component, Shapes
 from sora_export.families import cogvideox_parity as parity
@@ -30,6 +31,8 @@ from sora_runtime.errors import BundleError, InvalidRequest
 NAME = "cogvideox"
 _TASKS = {"CogVideoXPipeline": "t2v", "CogVideoXImageToVideoPipeline": "i2v"}
 PIPELINES = tuple(_TASKS)
+RENAMINGS: tuple[Renaming, ...] = ()
+"""Its adapters come in diffusers' names."""
 _CLASSES = {
     "text_encoder": "T5EncoderModel",
     "transformer": "CogVideoXTransformer3DModel",

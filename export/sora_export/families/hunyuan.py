@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
 from transformers import CLIPTextModel, LlamaModel, LlavaForConditionalGeneration, PreTrainedModel
 
 from sora_export.checkpoint import Checkpoint
-from sora_export.families import Component, Pair, RunGraph, Shapes
+from sora_export.families import Component, Pair, RunGraph, Shapes, original_names
 from sora_export.families import hunyuan_parity as parity
 from sora_export.families.common import like, loader, read_pixel_input
 from sora_export.families.components import (
@@ -36,10 +36,11 @@ from sora_export.families.tiling import tiled_decoder
 from sora_export.onnx_from_torch import TorchGraph
 from sora_export.tokenizer import pad_token_id
 
-__all__ = ["NAME", "PIPELINES", "components", "read_facts"]
+__all__ = ["NAME", "PIPELINES", "RENAMINGS", "components", "read_facts"]
 
 NAME = "hunyuan"
 PIPELINES = tuple(TASKS)
+RENAMINGS = original_names.HUNYUAN
 
 _CLIP_TOKENS = 77
 _TILE = (16, 256, 256)

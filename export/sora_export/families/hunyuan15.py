@@ -10,6 +10,7 @@ from typing import Any
 from diffusers import AutoencoderKLHunyuanVideo15, HunyuanVideo15Pipeline, HunyuanVideo15Transformer3DModel
 from transformers import Qwen2_5_VLTextModel, SiglipVisionModel, T5EncoderModel
 
+from sora_export.adapter_modules import Renaming
 from sora_export.checkpoint import Checkpoint
 from sora_export.families import Component, Shapes
 from sora_export.families import hunyuan15_parity as parity
@@ -30,6 +31,8 @@ from sora_export.onnx_from_torch import TorchGraph
 
 NAME = "hunyuan15"
 PIPELINES = tuple(TASKS)
+RENAMINGS: tuple[Renaming, ...] = ()
+"""Its adapters come in diffusers' names."""
 
 
 def _pipeline_default(method: str, parameter: str) -> Any:

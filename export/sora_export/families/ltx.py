@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 from transformers import T5EncoderModel
 
 from sora_export.checkpoint import Checkpoint
-from sora_export.families import Component, Shapes
+from sora_export.families import Component, Shapes, original_names
 from sora_export.families import ltx_parity as parity
 from sora_export.families.common import like, loader, with_defaults
 from sora_export.families.components import (
@@ -29,6 +29,7 @@ from sora_runtime.errors import BundleError
 
 NAME = "ltx"
 PIPELINES = ("LTXPipeline", "LTXImageToVideoPipeline")
+RENAMINGS = original_names.LTX
 _CLASSES = {
     "text_encoder": "T5EncoderModel",
     "transformer": "LTXVideoTransformer3DModel",

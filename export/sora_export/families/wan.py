@@ -12,7 +12,7 @@ from transformers import CLIPVisionModel, UMT5EncoderModel
 
 from sora_export.checkpoint import Checkpoint
 from sora_export.external_data import read_weights
-from sora_export.families import Component, Shapes
+from sora_export.families import Component, Shapes, original_names
 from sora_export.families import wan_parity as parity
 from sora_export.families.common import T5Graph, like, load_transformers, loader, statistics
 from sora_export.families.components import Clip, text_encoder, token_inputs, transformer_buckets
@@ -35,10 +35,11 @@ from sora_export.families.wan_vae import VaeChunk, VaeDecoderChunk, VaeEncoderCh
 from sora_export.onnx_from_torch import TorchGraph
 from sora_runtime.errors import BundleError, InvalidRequest
 
-__all__ = ["NAME", "PIPELINES", "components", "read_facts"]
+__all__ = ["NAME", "PIPELINES", "RENAMINGS", "components", "read_facts"]
 
 NAME = "wan"
 PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
+RENAMINGS = original_names.WAN
 
 
 def components(checkpoint: Checkpoint, facts: Mapping[str, Any], shapes: Shapes) -> Iterator[Component]:

@@ -42,6 +42,9 @@ def build(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter
     size: option.Size,
     frames: option.Frames,
     task: option.Task = None,
+    lora: option.Lora = None,
+    lora_2: option.Lora2 = None,
+    few_step: option.FewStep = None,
     precision: option.PrecisionOption = None,
     engine: option.Engine = option.EngineName.onnxruntime,
     compute_capability: option.ComputeCapability = None,
@@ -59,7 +62,9 @@ def build(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter
     for path in (Path(checkpoint), out):
         _check_path(path)
     with export_packages("build"):
+        from sora_export.adapter import find_adapter
         from sora_export.build import BuildRequest, build, plan
+        from sora_export.few_step import parse_few_step
 
         request = BuildRequest(
             checkpoint=checkpoint,
@@ -73,6 +78,11 @@ def build(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter
             calibration=_calibration(calibration, calibration_steps),
             check_parity=check_parity,
             engine_options=_engine_options(engine, split_list(compute_capability or []), weights),
+            adapters=(
+                *(find_adapter(text) for text in lora or []),
+                *(find_adapter(text, "transformer_2") for text in lora_2 or []),
+            ),
+            few_step=None if few_step is None else parse_few_step(few_step),
             engine_cache=engine_cache,
         )
         if plan_only:

@@ -32,6 +32,10 @@ def _shape(text: str, metavar: str) -> Any:
     return typer.Option(help=text, metavar=metavar, rich_help_panel="Shapes")
 
 
+def _weights(text: str, metavar: str) -> Any:
+    return typer.Option(help=text, metavar=metavar, rich_help_panel="Distilled models")
+
+
 def _engine(text: str, metavar: str | None = None, **more: Any) -> Any:
     return typer.Option(help=text, metavar=metavar, rich_help_panel="Precision and engine", **more)
 
@@ -41,6 +45,13 @@ Out = Annotated[Path, typer.Option(metavar="DIR", help="The bundle; CHECKPOINT i
 Size = Annotated[list[str], _shape("In pixels.", "WxH[,WxH]")]
 Frames = Annotated[list[str], _shape("Number of frames.", "N[,N]")]
 Task = Annotated[list[str] | None, _shape("t2v, i2v; default: all it is for.", "TASK[,TASK]")]
+
+Lora = Annotated[list[str] | None, _weights("Merge an adapter; 0.8 of it: FILE=0.8. May be repeated.", "FILE|DIR[=X]")]
+Lora2 = Annotated[list[str] | None, _weights("The same into the second transformer.", "FILE|DIR[=X]")]
+FewStep = Annotated[
+    str | None,
+    _weights("Its default levels: wan2.1-4, wan2.2-4, fastwan-3, ltx-8 or lcm:1.0,0.5.", "NAME|[SOLVER:]X[,X]"),
+]
 
 PrecisionOption = Annotated[Precision | None, _engine("Default: fp32, and bf16 for TensorRT.")]
 Engine = Annotated[EngineName, _engine("What is to run the graphs.")]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from sora_runtime.bundle import Bundle
+    from sora_runtime.manifest import FewStep
 
 
 _TASKS = {"t2v": "from a prompt", "i2v": "from a picture and a prompt"}
@@ -108,8 +109,18 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         rows.append((label, f"{record.max_sequence_length} tokens -> {outputs}"))
     if known.boundary_ratio is not None:
         rows.append(("boundary", f"{known.boundary_ratio:g} of the timesteps: transformer_2 below"))
+    for adapter in manifest.adapters:
+        what = f"{adapter.name} x {adapter.scale:g} in {adapter.modules} modules of {adapter.component}"
+        rows.append(("merged", f"{what}, sha256 {adapter.sha256[:12]}"))
+    if known.few_step is not None:
+        rows.append(("few steps", _few_step(known.few_step)))
     made = ", ".join(f"{package} {version}" for package, version in manifest.made_by.items())
     return [*rows, ("made by", made or "not stated")]
+
+
+def _few_step(few: FewStep) -> str:
+    shift = "the scheduler's shift" if few.shift is None else f"shift {few.shift:g}"
+    return f"sigmas {', '.join(f'{sigma:g}' for sigma in few.sigmas)}; {shift}; {few.solver or 'the own solver'}"
 
 
 def _graphs(bundle: Bundle) -> Iterator[tuple[str, ...]]:

@@ -48,6 +48,23 @@ def parse_numbers(name: str, texts: list[str]) -> list[int]:
     return [int(text) for text in texts]
 
 
+def parse_levels(name: str, texts: list[str] | None) -> list[float] | None:
+    """A number for each step; None if the option was not given.
+
+    Raises:
+        InvalidRequest: A text is no number.
+    """
+    if texts is None:
+        return None
+    levels = []
+    for text in split_list(texts):
+        try:
+            levels.append(float(text))
+        except ValueError:
+            raise InvalidRequest(f"{name} {text} is not a number; use one such as 0.75") from None
+    return levels
+
+
 def parse_frames(frames: list[str], num_frames: int | None, frames_dir: Path | None) -> tuple[int | None, Path | None]:
     """Merges ``--frames N|DIR`` with ``--num-frames`` and ``--frames-dir``.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sora_runtime.cli import run_options as option
 from sora_runtime.cli.outputs import STDOUT, Outputs, check_all, write_receipts
-from sora_runtime.cli.parse import check_text, parse_frames, parse_size
+from sora_runtime.cli.parse import check_text, parse_frames, parse_levels, parse_size
 
 if TYPE_CHECKING:
     from sora_runtime.receipt import Receipt
@@ -21,6 +21,8 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
     negative_prompt: option.NegativePrompt = None,
     seed: option.Seed = 0,
     steps: option.Steps = None,
+    sigmas: option.Sigmas = None,
+    timesteps: option.Timesteps = None,
     guidance_scale: option.GuidanceScale = None,
     guidance_rescale: option.GuidanceRescale = 0.0,
     guidance_method: option.GuidanceMethod = None,
@@ -57,6 +59,8 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
         "image": image,
         "negative_prompt": negative_prompt,
         "num_inference_steps": steps,
+        "sigmas": parse_levels("--sigmas", sigmas),
+        "timesteps": parse_levels("--timesteps", timesteps),
         "guidance_scale": guidance_scale,
         "guidance_rescale": guidance_rescale,
         "solver": solver,

@@ -6,6 +6,7 @@ from sora_runtime.sampling.diffusers_config import (
     with_solver,
 )
 from sora_runtime.sampling.diffusers_schedulers import SOLVERS
+from sora_runtime.sampling.few_step import Levels
 from sora_runtime.sampling.grids import DiffusionSchedule, FlowSchedule
 from sora_runtime.sampling.guidance import GUIDANCE_METHODS, Guidance, GuidanceRule, guidance_rule
 from sora_runtime.sampling.program import (
@@ -45,6 +46,7 @@ __all__ = [
     "Guidance",
     "GuidanceRule",
     "Heun",
+    "Levels",
     "ReuseRule",
     "SamplerProgram",
     "SamplerSpecification",

@@ -45,6 +45,22 @@ def _check_descending(schedule: Schedule) -> Schedule:
     return schedule
 
 
+def _checked_levels(what: str, values: tuple[float, ...], n: int, ends: tuple[float, float]) -> FloatArray:
+    """The given levels of ``n`` steps: descending, above the first of ``ends`` and at most the second."""
+    levels, (low, high) = np.array(values, np.float64), ends
+    if len(levels) != n:
+        raise InvalidRequest(
+            f"{len(levels)} custom {what} do not make num_inference_steps = {n}; give {n}, without the final 0"
+        )
+    in_range = bool(np.all((levels > low) & (levels <= high)))  # False for NaN too
+    if not in_range or np.any(levels[1:] >= levels[:-1]):
+        raise InvalidRequest(
+            f"custom {what} {levels.tolist()} do not descend within ({low:g}, {high:g}]; "
+            "order them from noise to data, without the final 0"
+        )
+    return levels
+
+
 @dataclass(frozen=True)
 class FlowSchedule:
     """The levels of a flow-matching model (rectified flow, arXiv:2209.03003).
@@ -59,6 +75,9 @@ class FlowSchedule:
             ``uniform``: 1 to 1/n (LTX-Video's and HunyuanVideo's pipelines); ``unipc`` and ``dpm``:
             n + 1 points of which the smallest is replaced by 0 (those schedulers).
         custom_sigmas: replaces ``grid``; descending, in (0, 1], without the final 0; shifted too.
+        custom_timesteps: replaces ``grid`` and what the network is told: it is told these numbers as they are,
+            while the sigmas, ``timesteps / num_train_timesteps``, are shifted (as diffusers does; give shifted
+            levels as ``custom_sigmas`` with a shift of 1 where the two are to agree).
         max_sigma: clamp of the first sigma; UniPC needs less than 1 for a finite log-SNR.
         integer_timesteps: truncate what the network is told (UniPC and DPM-Solver of diffusers).
         num_train_timesteps: scale from sigma to timestep.
@@ -70,6 +89,7 @@ class FlowSchedule:
     spacing: SigmaSpacing = "timesteps"
     grid: Literal["flow_match", "uniform", "unipc", "dpm"] = "flow_match"
     custom_sigmas: tuple[float, ...] | None = None
+    custom_timesteps: tuple[float, ...] | None = None
     max_sigma: float = 1.0
     integer_timesteps: bool = False
     num_train_timesteps: int = 1000
@@ -77,6 +97,8 @@ class FlowSchedule:
     def __post_init__(self) -> None:
         if not 0.0 < self.shift < math.inf:
             raise InvalidRequest(f"shift = {self.shift} is not positive; use 1 for no shift")
+        if self.custom_sigmas is not None and self.custom_timesteps is not None:
+            raise InvalidRequest("sigmas and timesteps are both given; give one of them")
 
     def build(self, num_inference_steps: int, image_seq_len: int | None = None) -> Schedule:
         """Return the schedule of ``num_inference_steps`` steps.
@@ -99,10 +121,7 @@ class FlowSchedule:
             sigmas = stretch_to_terminal(sigmas, self.shift_terminal)
         sigmas = respace(sigmas, n, self.spacing).copy()
         sigmas[0] = min(sigmas[0], self.max_sigma)
-        if self.integer_timesteps:
-            timesteps = np.trunc(sigmas * self.num_train_timesteps)
-        else:
-            timesteps = as_float32(as_float32(sigmas) * self.num_train_timesteps)
+        timesteps = self._told(sigmas)
         sigmas = as_float32([*sigmas, 0.0])
         return _check_descending(
             Schedule(
@@ -112,9 +131,22 @@ class FlowSchedule:
                 landing=sigmas[1:],
                 initial_scale=1.0,
                 num_train_timesteps=self.num_train_timesteps,
-                name=f"flow, shift {shift:g}",
+                name=f"flow, {self._grid_name(n)}shift {shift:g}",
             )
         )
+
+    def _told(self, sigmas: FloatArray) -> FloatArray:
+        """The timesteps at the shifted ``sigmas``."""
+        given = self.custom_timesteps
+        timesteps = sigmas * self.num_train_timesteps if given is None else np.array(given, np.float64)
+        if self.integer_timesteps:
+            return np.trunc(timesteps)
+        return as_float32(timesteps if given is not None else as_float32(sigmas) * self.num_train_timesteps)
+
+    def _grid_name(self, n: int) -> str:
+        if self.custom_sigmas is None and self.custom_timesteps is None:
+            return ""
+        return f"{n} given {'timesteps' if self.custom_sigmas is None else 'sigmas'}, "
 
     def _shift(self, image_seq_len: int | None) -> float:
         if self.dynamic_shift is None:
@@ -125,7 +157,10 @@ class FlowSchedule:
 
     def _unshifted(self, n: int) -> FloatArray:
         if self.custom_sigmas is not None:
-            return self._checked_custom_sigmas(n)
+            return _checked_levels("sigmas", self.custom_sigmas, n, (0.0, 1.0))
+        if self.custom_timesteps is not None:
+            total = float(self.num_train_timesteps)
+            return _checked_levels("timesteps", self.custom_timesteps, n, (0.0, total)) / total
         smallest = 1.0 / self.num_train_timesteps
         if self.grid == "uniform":
             return uniform_sigmas(n)
@@ -136,21 +171,6 @@ class FlowSchedule:
         if self.dynamic_shift is None:
             smallest = float(as_float32(flow_shift(np.array(smallest), self.shift)))
         return np.linspace(1.0, smallest, n)
-
-    def _checked_custom_sigmas(self, n: int) -> FloatArray:
-        sigmas = np.array(self.custom_sigmas, np.float64)
-        if len(sigmas) != n:
-            raise InvalidRequest(
-                f"{len(sigmas)} custom sigmas do not make num_inference_steps = {n}; "
-                f"give {n} sigmas, without the final 0"
-            )
-        in_range = bool(np.all((sigmas > 0.0) & (sigmas <= 1.0)))  # False for NaN too
-        if not in_range or np.any(sigmas[1:] >= sigmas[:-1]):
-            raise InvalidRequest(
-                f"custom sigmas {sigmas.tolist()} do not descend within (0, 1]; "
-                "order them from noise to data, without the final 0"
-            )
-        return sigmas
 
 
 @dataclass(frozen=True)
@@ -170,6 +190,8 @@ class DiffusionSchedule:
         spacing: respace the sigmas; timesteps follow by interpolation in log sigma.
         final_sigma: 0, or that of training timestep 0.
         original_inference_steps: for ``lcm``.
+        custom_timesteps: replaces the spacing; descending, 0 to num_train_timesteps - 1. Not for ``ddim``, whose
+            steps land a fixed distance below where they start.
     """
 
     betas: Betas = field(default_factory=Betas)
@@ -179,6 +201,7 @@ class DiffusionSchedule:
     spacing: SigmaSpacing = "timesteps"
     final_sigma: Literal["zero", "sigma_min"] = "zero"
     original_inference_steps: int = 50
+    custom_timesteps: tuple[float, ...] | None = None
 
     @property
     def num_train_timesteps(self) -> int:
@@ -217,7 +240,8 @@ class DiffusionSchedule:
                 landing=landing,
                 initial_scale=self._initial_scale(float(sigmas[0])),
                 num_train_timesteps=total,
-                name=f"{self.betas.schedule}, {self.timestep_spacing}",
+                name=f"{self.betas.schedule}, "
+                + (self.timestep_spacing if self.custom_timesteps is None else f"{n} given timesteps"),
             )
         )
 
@@ -234,8 +258,20 @@ class DiffusionSchedule:
         indices = np.minimum(timesteps.astype(np.int64), len(table) - 1)
         return np.asarray(table[indices])
 
+    def _given_timesteps(self, given: tuple[float, ...], n: int) -> FloatArray:
+        if self.grid == "ddim" or self.spacing != "timesteps":
+            why = "ddim" if self.grid == "ddim" else f"{self.spacing} sigmas"
+            raise InvalidRequest(f"timesteps cannot be given to {why}; use solver lcm, or num_inference_steps instead")
+        # Timestep 0 is a level here, unlike in flow matching.
+        levels = _checked_levels("timesteps", given, n, (-1.0, self.num_train_timesteps - 1.0))
+        if self.grid != "k_diffusion" and np.any(levels != np.trunc(levels)):
+            raise InvalidRequest(f"timesteps {levels.tolist()} are not whole numbers; this model knows whole ones only")
+        return levels
+
     def _timesteps(self, n: int) -> FloatArray:
         total = self.num_train_timesteps
+        if self.custom_timesteps is not None:
+            return self._given_timesteps(self.custom_timesteps, n)
         if self.grid == "lcm":
             original = self.original_inference_steps
             trained = np.arange(1, original + 1) * (total // original) - 1
