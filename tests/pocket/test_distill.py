@@ -14,9 +14,9 @@ from sora_export.pocket import checkpoint, distill, export_student
 from sora_export.pocket.attention import use_plain_attention
 from sora_export.pocket.models import LATENT_CHANNELS, TEXT_DIM, build_transformer
 from sora_export.pocket.optim import Optimiser, WeightAverage
+from sora_export.pocket.score import model_folder
 from sora_export.pocket.teacher import Networks, Teacher, load_networks, velocity
 from sora_export.pocket.transitions import TransitionBank, collect
-from sora_runtime.bundle import find_bundle
 from sora_runtime.sampling import read_scheduler_config
 
 SIGMAS = (1.0, 0.9, 0.75, 0.5, 0.0)
@@ -158,7 +158,7 @@ def test_a_run_resumes_and_ends_in_a_checkpoint_of_diffusers(
     assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".safetensors"}
     pipeline = WanPipeline.from_pretrained(tmp_path / "checkpoint")
     assert isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler)
-    teacher = load_networks(find_bundle("wan-pocket")).transformer
+    teacher = load_networks(model_folder("wan-pocket")).transformer
     moved = [
         float((ours - theirs).detach().abs().max())
         for ours, theirs in zip(pipeline.transformer.parameters(), teacher.parameters(), strict=True)
@@ -167,7 +167,7 @@ def test_a_run_resumes_and_ends_in_a_checkpoint_of_diffusers(
 
 
 def test_networks_are_frozen() -> None:
-    networks: Networks = load_networks(find_bundle("wan-pocket"))
+    networks: Networks = load_networks(model_folder("wan-pocket"))
     modules = (networks.transformer, networks.encoder, networks.vae)
     assert not any(parameter.requires_grad for module in modules for parameter in module.parameters())
     assert not any(module.training for module in modules)

@@ -29,11 +29,10 @@ from sora_export.pocket.latents import denormalise, encode_scenes, normalise
 from sora_export.pocket.optim import Optimiser, WeightAverage
 from sora_export.pocket.pace import ThreadPace
 from sora_export.pocket.render import HEIGHT, NUM_FRAMES, to_uint8
-from sora_export.pocket.score import Frames, Generate, score
+from sora_export.pocket.score import Frames, Generate, model_folder, score
 from sora_export.pocket.teacher import Networks, Teacher, load_networks, velocity
 from sora_export.pocket.train_transformer import FIRST_FRAME_SHARE, Clock
 from sora_export.pocket.transitions import TransitionBank, collect
-from sora_runtime.bundle import find_bundle
 
 CHECKPOINT = "student.safetensors"
 AVERAGE_DECAY = 0.99
@@ -130,7 +129,7 @@ class Distillation:
         self.options = options
         self.out = Path(options.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        self.folder = find_bundle(options.teacher)
+        self.folder = model_folder(options.teacher)
         self.networks = load_networks(self.folder)
         self.teacher = Teacher(self.networks, options.guidance_scale, options.substeps)
         transformer = WanTransformer3DModel.from_pretrained(self.folder / "transformer")

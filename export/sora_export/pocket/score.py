@@ -90,7 +90,7 @@ def diffusers_generator(options: argparse.Namespace) -> Generate:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    folder = _folder(options.model)
+    folder = model_folder(options.model)
     pipeline = WanPipeline.from_pretrained(folder)
     defaults = json.loads((folder / "sora_defaults.json").read_text())
     pipeline.set_progress_bar_config(disable=True)
@@ -126,7 +126,8 @@ def rendered_generator(options: argparse.Namespace) -> Generate:
     return generate
 
 
-def _folder(model: str) -> Path:
+def model_folder(model: str) -> Path:
+    """The diffusers folder of an embedded model by its name, or of one at a path."""
     if Path(model).exists():
         return Path(model)
     import sora_runtime
