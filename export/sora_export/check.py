@@ -37,7 +37,7 @@ HALF_BUDGET = 2.0
 PSNR_BUDGET = 30.0
 """dB of a quantised model's frames against float32 from the same noise: no difference that a viewer would call one."""
 ADHERENCE_BUDGET = 0.02
-"""Loss of accuracy per attribute of the pocket model's held-out prompts."""
+"""Loss of accuracy per attribute of a pocket model's held-out prompts."""
 
 PROMPTS = (
     "a red circle moving left on a navy background",
@@ -78,7 +78,7 @@ class CheckResult:
     frames: Mapping[str, Mapping[str, Measure]]
     """PSNR in dB and SSIM of each prompt's clip against float32 from the same noise; empty for a float32 bundle."""
     adherence: Mapping[str, Measure]
-    """Of the pocket model: accuracy of each attribute less float32's; empty for every other model."""
+    """Of a pocket model: accuracy of each attribute less float32's; empty for every other model."""
 
     def broken(self) -> list[str]:
         """The measures over their budgets, in words."""
@@ -122,7 +122,7 @@ def check_bundle(
         folder: The bundle.
         prompts: For whole clips; those of image-to-video begin with a drawn picture.
         num_inference_steps: Of a clip; the model's own number if None.
-        adherence_prompts: Held-out prompts of the pocket model's score; 0: none.
+        adherence_prompts: Held-out prompts of a pocket model's score; 0: none.
         record: Whether to write; a bundle that ships in the package is nobody's to change.
         progress: Called with one sentence for each piece of work.
 
@@ -248,10 +248,10 @@ def psnr(want: NDArray[np.uint8], got: NDArray[np.uint8]) -> float:
 
 
 def _is_pocket(manifest: Mapping[str, Any]) -> bool:
-    """Whether the transformer's weights are those of the shipped pocket model, whatever the bundle is called."""
+    """Whether the transformer's weights are those of a shipped pocket model, whatever the bundle is called."""
     weights = "transformer/diffusion_pytorch_model.safetensors"
-    shipped = Bundle.load("wan-pocket").manifest.files[weights].sha256
-    return bool(manifest["files"].get(weights, {}).get("sha256") == shipped)
+    shipped = {Bundle.load(name).manifest.files[weights].sha256 for name in ("wan-pocket", "wan-pocket-4step")}
+    return manifest["files"].get(weights, {}).get("sha256") in shipped
 
 
 def _adherence(reference: Path, subject: Path, count: int, progress: Progress) -> dict[str, Measure]:

@@ -90,7 +90,9 @@ def diffusers_generator(options: argparse.Namespace) -> Generate:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    pipeline = WanPipeline.from_pretrained(_folder(options.model))
+    folder = model_folder(options.model)
+    pipeline = WanPipeline.from_pretrained(folder)
+    defaults = json.loads((folder / "sora_defaults.json").read_text())
     pipeline.set_progress_bar_config(disable=True)
 
     def generate(prompt: str, scene: Scene, seed: int) -> Frames:
@@ -100,8 +102,8 @@ def diffusers_generator(options: argparse.Namespace) -> Generate:
             height=HEIGHT,
             width=WIDTH,
             num_frames=NUM_FRAMES,
-            num_inference_steps=options.steps or 20,
-            guidance_scale=options.guidance_scale or 3.0,
+            num_inference_steps=options.steps or defaults["num_inference_steps"],
+            guidance_scale=options.guidance_scale or defaults["guidance_scale"],
             max_sequence_length=MAX_SEQUENCE_LENGTH,
             generator=torch.Generator().manual_seed(seed),
             output_type="np",
@@ -124,7 +126,8 @@ def rendered_generator(options: argparse.Namespace) -> Generate:
     return generate
 
 
-def _folder(model: str) -> Path:
+def model_folder(model: str) -> Path:
+    """The diffusers folder of an embedded model by its name, or of one at a path."""
     if Path(model).exists():
         return Path(model)
     import sora_runtime

@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     bank = build_bank(vae, training_scenes(), options.bank, seed, options.size)
     print(f"encoded {options.bank} clips in {time.monotonic() - start:.0f} s", flush=True)
     networks = (transformer, encoder, vae)
-    clock = _Clock(60 * options.minutes, before, 60 * (options.schedule_minutes or options.minutes))
+    clock = Clock(60 * options.minutes, before, 60 * (options.schedule_minutes or options.minutes))
     optimiser = Optimiser(modules.values(), options.lr, plain=("shared", "relative", "patch_embedding", "proj_out"))
     rng, pace, step, running = random.Random(seed), ThreadPace(options.threads), 0, 0.0
     while not clock.over:
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     _report(networks, averages, options, options.eval_prompts)
 
 
-class _Clock:
+class Clock:
     """Training time of this run and of those before it."""
 
     def __init__(self, budget: float, before: float, schedule: float) -> None:
@@ -170,17 +170,21 @@ class _Clock:
 
     @property
     def over(self) -> bool:
+        """Whether this run's time is up."""
         return time.monotonic() - self.start > self.budget
 
     @property
     def trained(self) -> float:
+        """Seconds of this run and of those before it."""
         return self.before + time.monotonic() - self.start
 
     @property
     def progress(self) -> float:
+        """The share of the whole schedule that is done."""
         return self.trained / max(self.schedule, self.before + self.budget)
 
     def due(self, seconds: float) -> bool:
+        """True once every so many seconds."""
         if time.monotonic() - self.mark < seconds:
             return False
         self.mark = time.monotonic()
