@@ -48,6 +48,10 @@ def _clip(text: str, metavar: str | None = None, **more: Any) -> Any:
     return typer.Option(help=text, metavar=metavar, rich_help_panel="Clip", **more)
 
 
+def _guide(text: str, metavar: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, metavar=metavar, rich_help_panel="Guidance and step reuse")
+
+
 def _file(text: str, metavar: str) -> Any:
     return typer.Option(help=text, metavar=metavar, rich_help_panel="Files")
 
@@ -66,21 +70,28 @@ Seed = Annotated[int, _clip("One seed, one clip, on every machine.", "N")]
 Steps = Annotated[int | None, _clip("Inference steps.", "N")]
 Sigmas = Annotated[list[str] | None, _clip("A noise level for each step: 1.0,0.75,0.5,0.25.", "X[,X]")]
 Timesteps = Annotated[list[str] | None, _clip("Instead, what the network is told: 1000,757,522.", "X[,X]")]
-GuidanceScale = Annotated[float | None, _clip("1 is none and halves the work.", "X")]
-GuidanceRescale = Annotated[float, _clip("0 (off) to 1: against too much contrast.", "X")]
-GuidanceMethod = Annotated[GuidanceName | None, _clip("How the two branches make one output.")]
-GuidanceInterval = Annotated[tuple[float, float] | None, _clip("Guidance between these sigmas alone.", "LOW HIGH")]
-GuidanceDecay = Annotated[float | None, _clip("Share of guidance gone at the last step, 0 to 1.", "X")]
-ZeroInitSteps = Annotated[int | None, _clip("Steps at the beginning without a network call.", "N")]
+GuidanceScale = Annotated[float | None, _guide("1 is none and halves the work.", "X")]
+GuidanceRescale = Annotated[float, _guide("0 (off) to 1: against too much contrast.", "X")]
+GuidanceMethod = Annotated[
+    GuidanceName | None, _guide("How the branches make one output: cfg, cfg_zero_star, apg.", "NAME")
+]
+GuidanceInterval = Annotated[
+    tuple[float, float] | None, _guide("Guidance between these two sigmas alone, the lower first.", "X X")
+]
+GuidanceDecay = Annotated[float | None, _guide("Share of guidance gone at the last step, 0 to 1.", "X")]
+ZeroInitSteps = Annotated[int | None, _guide("Steps at the beginning without a network call.", "N")]
 Apg = Annotated[
-    tuple[float, float, float] | None, _clip("Numbers of apg in the place of 0 -0.5 0.", "ETA MOMENTUM LENGTH")
+    tuple[float, float, float] | None, _guide("Eta, momentum and length of apg; default 0 -0.5 0.", "X X X")
 ]
 Solver = Annotated[str | None, _clip("Another one than the model's own.", "NAME")]
-StepReuse = Annotated[ReusePolicy | None, _clip("Take some steps' outputs from earlier ones, as calibrated.")]
-ReuseThreshold = Annotated[float | None, _clip("In place of the calibrated one: lower loses less.", "X")]
-ForceStepReuse = Annotated[bool, _clip("Also where it is not calibrated.", "")]
-Rng = Annotated[RandomNumbers, _clip("Whose noise: torch is PyTorch's on a CPU.")]
-Size = Annotated[str | None, _clip("In pixels.", "WIDTHxHEIGHT")]
+_POLICIES = ", ".join(ReusePolicy)
+StepReuse = Annotated[
+    ReusePolicy | None, _guide(f"Take some steps' outputs from earlier ones, as calibrated: {_POLICIES}.", "NAME")
+]
+ReuseThreshold = Annotated[float | None, _guide("In place of the calibrated one: lower loses less.", "X")]
+ForceStepReuse = Annotated[bool, _guide("Also where it is not calibrated.", "", "--force-step-reuse")]
+Rng = Annotated[RandomNumbers, _clip("Whose noise: philox, or torch for PyTorch's on a CPU.", "NAME")]
+Size = Annotated[str | None, _clip("In pixels.", "WxH")]
 Frames = Annotated[
     list[str] | None,
     _clip("How many frames, or a folder for PNG files; give it twice for both.", "N|DIR"),
