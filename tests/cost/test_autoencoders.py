@@ -43,8 +43,9 @@ AUTOENCODERS = {name: function for file in FILES for name, function in file.AUTO
 def module(case: Case, device: str = "meta") -> Any:
     import diffusers
 
+    kind = getattr(diffusers, case.name)  # imported on the CPU: Cosmos' file makes tensors when it is read
     with torch.device(device):
-        model = getattr(diffusers, case.name)(**case.config).eval()
+        model = kind(**case.config).eval().to(device)
     for name in ("use_tiling", "use_framewise_encoding", "use_framewise_decoding"):
         if hasattr(model, name) and case.name != "AutoencoderKLAllegro":
             setattr(model, name, False)
