@@ -16,9 +16,9 @@ from sora_runtime.cost.memory import memory_of
 from sora_runtime.cost.models import Model, load_model
 from sora_runtime.cost.money import DEFAULTS as MONEY_DEFAULTS
 from sora_runtime.cost.money import Assumptions, MoneyRecord, cost_of_clip, owned_price
-from sora_runtime.cost.on_machine import OnMachine, is_this_machine
 from sora_runtime.cost.predict import Prediction, predict
 from sora_runtime.cost.prices import ChosenPrice, NoPrice, usd_per_hour
+from sora_runtime.cost.profile_path import is_this_machine
 from sora_runtime.cost.rates import fitted
 from sora_runtime.cost.roofline import Clip
 from sora_runtime.cost.settings import Setting
@@ -27,6 +27,7 @@ from sora_runtime.errors import InvalidRequest
 from sora_runtime.geometry import Geometry
 
 if TYPE_CHECKING:
+    from sora_runtime.cost.on_machine import OnMachine
     from sora_runtime.receipt import Receipt
 
 MOST_GPUS = 4096
@@ -111,7 +112,7 @@ def estimate_of(ask: Ask) -> Estimate:
         InvalidRequest: anything that is not a clip, a model, a GPU, a price.
     """
     ask = checked(ask)
-    here = OnMachine.here() if is_this_machine(ask.gpu) else None
+    here = _here() if is_this_machine(ask.gpu) else None
     model, gpu = _model(ask.model), here.profile.gpu if here else find_gpu(ask.gpu)
     most = 1 if here else MOST_GPUS
     if not 1 <= ask.gpu_count <= most:
@@ -172,6 +173,12 @@ def estimate(model: str, *, gpu: str = "h100-sxm", **wanted: object) -> Receipt:
     if unknown:
         raise InvalidRequest(f"{sorted(unknown)[0]!r} is not an input; use {', '.join(Ask.__dataclass_fields__)}")
     return receipt_of(estimate_of(Ask(model, gpu=gpu, **wanted)), datetime.now(UTC))  # type: ignore[arg-type]
+
+
+def _here() -> OnMachine:
+    from sora_runtime.cost.on_machine import OnMachine  # 20 ms that no estimate of a GPU needs
+
+    return OnMachine.here()
 
 
 def _model(text: str) -> Model:

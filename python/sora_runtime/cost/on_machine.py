@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sora_runtime.cost.machine_time import Networks, predict_on_machine, run_of
 from sora_runtime.cost.prices import ChosenPrice
-from sora_runtime.cost.profile import GPU_ID, Profile, load_profile
+from sora_runtime.cost.profile import Profile, load_profile
 from sora_runtime.cost.profile_path import default_path
 from sora_runtime.cost.settings import ENGINE_BY_NAME, Setting
 from sora_runtime.errors import InvalidRequest
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from sora_runtime.forecast import Band
 
 PRECISIONS = ("fp32", "int8")
-
-
-def is_this_machine(gpu: str) -> bool:
-    """Whether a user's word for a GPU means the machine at hand."""
-    return gpu.strip().lower() in {GPU_ID, "cpu"}
 
 
 @dataclass(frozen=True)

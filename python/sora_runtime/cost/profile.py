@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from sora_runtime.cost.hardware import Gpu
-from sora_runtime.cost.profile_path import default_path
+from sora_runtime.cost.profile_path import GPU_ID, default_path
 from sora_runtime.cost.rates import Fit
 from sora_runtime.errors import InvalidRequest, OutputError
 from sora_runtime.machine import Machine, this_machine
 
 SCHEMA_VERSION = 1
-GPU_ID = "this-machine"
-
 # Relative errors of predictions from a profile. benchmarks/calibrated.py found 3% to 13% for wide networks and up to
 # 40% for small clips on shared cores; they are to be narrowed by a record from a quiet machine.
 ROW_SPREAD, SOURCE_SPREAD, PARAMETER_SPREAD = 0.18, 0.12, 0.03

@@ -1,9 +1,16 @@
-"""Where a machine's profile is kept: apart, so that a clip without one imports nothing of the estimator."""
+"""Where a machine's profile is kept and how a user names it: apart, so that who needs none imports nothing of it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+GPU_ID = "this-machine"
+
+
+def is_this_machine(gpu: str) -> bool:
+    """Whether a user's word for a GPU means the machine at hand."""
+    return gpu.strip().lower() in {GPU_ID, "cpu"}
 
 
 def default_path() -> Path:
