@@ -156,6 +156,7 @@ def test_a_run_resumes_and_ends_in_a_checkpoint_of_diffusers(
     assert "step 1 " in said
     assert said.count("held out (1 prompts") == 2
     assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".safetensors"}
+    assert "_name_or_path" not in (tmp_path / "checkpoint/transformer/config.json").read_text()
     pipeline = WanPipeline.from_pretrained(tmp_path / "checkpoint")
     assert isinstance(pipeline.scheduler, FlowMatchEulerDiscreteScheduler)
     teacher = load_networks(model_folder("wan-pocket")).transformer

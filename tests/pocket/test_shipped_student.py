@@ -40,6 +40,14 @@ def test_only_the_transformer_is_its_own() -> None:
     assert sha256_of(FOLDER / "tokenizer.json") == sha256_of(TEACHER / "tokenizer.json")
 
 
+@pytest.mark.parametrize("folder", [TEACHER, FOLDER], ids=lambda folder: folder.name)
+def test_no_configuration_names_the_machine_it_was_made_on(folder: Path) -> None:
+    files = [path for path in folder.rglob("*.json") if "tokenizer" not in path.name]
+    assert len(files) > 4
+    for path in files:
+        assert "_name_or_path" not in path.read_text(), path
+
+
 def test_a_clip_takes_four_evaluations_by_default(student: Runtime) -> None:
     clip = student.generate(PROMPT)
     assert (clip.receipt.evaluations.made, clip.receipt.evaluations.skipped) == (4, 0)

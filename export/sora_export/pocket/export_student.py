@@ -25,6 +25,7 @@ def student_scheduler() -> FlowMatchEulerDiscreteScheduler:
 def export(transformer: WanTransformer3DModel, teacher: Path, out: Path, num_inference_steps: int) -> None:
     """Write the pipeline that WanPipeline.from_pretrained loads, with sora_defaults.json, into `out`."""
     transformer.save_pretrained(out / "transformer", safe_serialization=True)
+    _forget_origin(out / "transformer/config.json")
     student_scheduler().save_pretrained(out / "scheduler")
     for name in _SHARED:
         shutil.copytree(teacher / name, out / name, dirs_exist_ok=True)
@@ -36,3 +37,10 @@ def export(transformer: WanTransformer3DModel, teacher: Path, out: Path, num_inf
     (out / "sora_defaults.json").write_text(json.dumps(defaults, indent=2) + "\n")
     for path in out.rglob("*.safetensors"):
         path.chmod(0o644)
+
+
+def _forget_origin(file: Path) -> None:
+    """Diffusers notes the folder that a model was loaded from; on another machine there is none such."""
+    config = json.loads(file.read_text())
+    config.pop("_name_or_path", None)
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

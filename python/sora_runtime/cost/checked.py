@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -150,3 +150,19 @@ def reuse_of(wanted: str | float | None) -> tuple[str, float | None]:
     if not 0 <= share < 1:
         raise InvalidRequest(f"step_reuse = {share:g} is out of range; use 0 to below 1, the share of steps reused")
     return ("stated", share) if share else ("", None)
+
+
+def left_to_the_model(ask: Ask) -> Iterator[tuple[str, str, str]]:
+    """What the request left to the model: name, value and origin of the assumption."""
+    length = ask.num_frames if ask.seconds is None else ask.seconds
+    inputs = {
+        "width": ask.width,
+        "height": ask.height,
+        "frames": length,
+        "fps": ask.fps,
+        "steps": ask.num_inference_steps,
+        "guidance": ask.guidance_scale,
+    }
+    unsaid = [name for name, value in inputs.items() if value is None]
+    if unsaid:
+        yield "default", ", ".join(unsaid), "the model's reference pipeline"

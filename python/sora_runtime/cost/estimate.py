@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sora_runtime.cost import settings
-from sora_runtime.cost.checked import checked, parallelism_of, reuse_of
+from sora_runtime.cost.checked import checked, left_to_the_model, parallelism_of, reuse_of
 from sora_runtime.cost.clips import Shape, check_shape, clip_of
 from sora_runtime.cost.hardware import Gpu, find_gpu
 from sora_runtime.cost.memory import memory_of
@@ -148,7 +148,7 @@ def estimate_of(ask: Ask) -> Estimate:
         prediction,
         None if price is None else _money(ask, gpu, price, shape.frames / fps, prediction, assumptions),
         reasons,
-        (*assumed, *_defaults(ask)),
+        (*assumed, *left_to_the_model(ask)),
     )
 
 
@@ -289,19 +289,3 @@ def _money(
                 f"{money.usd_per_minute:g} USD for a minute of video is no price; use smaller assumptions"
             )
     return money
-
-
-def _defaults(ask: Ask) -> Iterator[tuple[str, str, str]]:
-    """What the request left to the model."""
-    length = ask.num_frames if ask.seconds is None else ask.seconds
-    inputs = {
-        "width": ask.width,
-        "height": ask.height,
-        "frames": length,
-        "fps": ask.fps,
-        "steps": ask.num_inference_steps,
-        "guidance": ask.guidance_scale,
-    }
-    unsaid = [name for name, value in inputs.items() if value is None]
-    if unsaid:
-        yield "default", ", ".join(unsaid), "the model's reference pipeline"
