@@ -114,8 +114,8 @@ def estimate(  # noqa: PLR0913, PLR0917  (each option of the command is a parame
     _answer(ask, csv, json=json)
 
 
-def parse_assumptions(texts: Sequence[str]) -> dict[str, float]:
-    """Reads NAME=X as often as it is given.
+def parse_assumptions(texts: Sequence[str], example: str = "pue=1.2") -> dict[str, float]:
+    """Reads NAME=X as often as it is given; `example` is what a refusal shows.
 
     Raises:
         InvalidRequest: a text is something else.
@@ -126,7 +126,7 @@ def parse_assumptions(texts: Sequence[str]) -> dict[str, float]:
         try:
             values[name.strip()] = float(value)
         except ValueError:
-            raise InvalidRequest(f"--assume {text} is not NAME=X with a number; use one such as pue=1.2") from None
+            raise InvalidRequest(f"--assume {text} is not NAME=X with a number; use one such as {example}") from None
     return values
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from sora_runtime.cli import plan_options as option
+from sora_runtime.cli.estimate import parse_assumptions
 from sora_runtime.cli.parse import parse_size
 from sora_runtime.errors import InvalidRequest
 
@@ -162,13 +163,5 @@ def _demand(requests_per_hour: float | None, trace: Path | None, peak_factor: fl
 def _assumptions(texts: Sequence[str]) -> FleetAssumptions:
     from sora_runtime.cost.fleet import FleetAssumptions
 
-    values = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            values[name.strip()] = float(value)
-        except ValueError:
-            raise InvalidRequest(
-                f"--assume {text} is not NAME=X with a number; use one such as failed_share=0.05"
-            ) from None
+    values = parse_assumptions(texts, "failed_share=0.05")
     return FleetAssumptions().with_overrides(values)
