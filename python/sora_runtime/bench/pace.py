@@ -15,6 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from sora_runtime.bench import micro_graphs as graphs
+from sora_runtime.cost.profile import load_profile
 from sora_runtime.engines.engine import TensorSpec
 from sora_runtime.engines.onnxruntime import OnnxRuntimeEngine
 
@@ -58,9 +59,19 @@ def filled(spec: TensorSpec) -> NDArray[Any]:
     return array
 
 
-def pace_now(num_threads: int) -> float:
-    """Seconds of the products, the median of nine readings; about a fifth of a second."""
-    pace = Pace(num_threads)
+def pace_now() -> float | None:
+    """Seconds of the products, the median of nine readings, which take about a fifth of a second.
+
+    Returns:
+        None where the user's profile is another machine's: its pace cannot be read here.
+
+    Raises:
+        InvalidRequest: `sora-bench calibrate` was not run.
+    """
+    profile = load_profile()
+    if profile.elsewhere is not None:
+        return None
+    pace = Pace(profile.num_threads)
     try:
         return sorted(pace.seconds() for _ in range(9))[4]
     finally:
