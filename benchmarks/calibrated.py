@@ -13,7 +13,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ FRAMES = 25
 POCKET_STEPS = (2, 4, 8, 12, 20)
 WIDE_LATENTS = ((1, 32, 32), (3, 32, 32), (5, 32, 32), (5, 40, 40), (9, 32, 32))  # frames, rows, columns
 WIDE_STEPS = (1, 2, 3, 4, 6)
-REPEATS = 5
+REPEATS, MOST = 3, 7  # quiet ones of a setting, and all
 
 
 @dataclass(frozen=True)
@@ -86,17 +86,21 @@ class Stopwatch:
         self._pace = Pace(profile.num_threads)
 
     def row(self, what: What, run: Callable[[], object], predict: Callable[[Profile], Prediction]) -> Row:
-        """Repeats, each after a reading of the pace; their median and the prediction at the median of the readings."""
-        samples, paces = Samples(), []
-        for _ in range(REPEATS):
-            paces.append(self._pace.seconds())
+        """The median of repeats at the calibration's pace; if there are none, of all, at the median of their paces."""
+        calibrated, samples = self._profile.constants["pace"], Samples()
+        before, paces = self._pace.seconds(), []
+        while len(samples.seconds) < MOST and len(samples.clean(calibrated)) < REPEATS:
             samples.add(run)
-        pace = statistics.median(paces)
+            after = self._pace.seconds()
+            samples.settle(max(before, after))
+            paces.append(before)
+            before = after
+        quiet = samples.clean(calibrated)
+        pace = calibrated if quiet else statistics.median(paces)
         found = predict(self._profile.at(pace))
-        relative = pace / self._profile.constants["pace"]
-        made = Row(
-            **asdict(what), p10=found.p10, p50=found.p50, p90=found.p90, seconds=samples.typical(), pace=relative
-        )
+        seconds = statistics.median(quiet) if quiet else samples.typical()
+        relative = pace / calibrated
+        made = Row(*astuple(what), found.p10, found.p50, found.p90, seconds, relative)
         print(
             f"{what.model} {what.size} {what.steps} steps {what.precision}: {found.p50:.4g} s, "
             f"measured {made.seconds:.4g} s, {made.error:+.1%}, pace {relative:.2f}",
