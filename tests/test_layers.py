@@ -25,7 +25,7 @@ RANKS = [
     {"manifest", "receipt", "reuse_record"},
     {"bundle", "pixels"},
     {"engines"},
-    {"embedding_store", "sampling", "request", "video", "clip"},
+    {"embedding_store", "embedding_tiers", "sampling", "request", "video", "clip"},
     {"text", "condition", "decode", "tiles", "denoise", "programs"},
     {"stages"},
     {"encoders"},

@@ -28,6 +28,7 @@ from .condition import start_latents
 from .decode import collect_frames
 from .denoise import DenoiseResult, Embeddings
 from .embedding_store import EmbeddingStore
+from .embedding_tiers import EmbeddingTiers
 from .encoders import TextEncoders
 from .errors import Cancelled, EngineError, InvalidRequest
 from .machine import available_cores
@@ -66,9 +67,8 @@ class Runtime:
         self.bundle = bundle
         self.num_threads = cores if num_threads is None else num_threads
         self.embedding_cache = embedding_cache or _core.EmbeddingCache(DEFAULT_CACHE_BYTES)
-        self.text_encoders = TextEncoders(
-            bundle, num_threads=self.num_threads, cache=self.embedding_cache, store=embedding_store
-        )
+        self._tiers = EmbeddingTiers(self.embedding_cache, embedding_store)
+        self.text_encoders = TextEncoders(bundle, num_threads=self.num_threads, tiers=self._tiers)
         self._programs = Programs(bundle)
         self._stages: dict[TransformerBucket, Stages] = {}
         self._turns = Turns()
