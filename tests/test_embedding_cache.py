@@ -106,7 +106,7 @@ def test_a_damaged_file_counts_as_absent_and_is_replaced(tmp_path: Path, damage:
     file.write_bytes(damage(whole))
     assert store.read(b"key", (1, 256)) is None
     tiers = EmbeddingTiers(EmbeddingCache(1 << 20), store)
-    vector, found = tiers.get(b"key", 256, lambda: array(1.0).ravel())
+    vector, found = tiers.get(b"key", (256,), lambda: array(1.0).ravel())
     assert not found and np.array_equal(vector, array(1.0).ravel())
     assert store.read(b"key", (256,)) is not None
 
@@ -125,6 +125,15 @@ def test_another_shape_counts_as_absent(tmp_path: Path, shape: tuple[int, ...]) 
     store.write(b"key", array(1.0))
     assert store.read(b"key", shape) is None
     assert store.read(b"key", (1, 256)) is not None
+
+
+def test_a_shape_need_not_be_known(tmp_path: Path) -> None:
+    store = EmbeddingStore(tmp_path)
+    for shape in ((2, 3, 4), (), (0, 5)):
+        value = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        store.write(b"key", value)
+        read = store.read(b"key")
+        assert read is not None and read.shape == shape and np.array_equal(read, value)
 
 
 @pytest.mark.parametrize("payload", [-4, 4])
@@ -245,7 +254,7 @@ def test_a_full_disk_keeps_nothing_and_loses_nothing(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    vector, found = EmbeddingTiers(EmbeddingCache(0), store).get(b"new", 256, lambda: array(2.0).ravel())
+    vector, found = EmbeddingTiers(EmbeddingCache(0), store).get(b"new", (256,), lambda: array(2.0).ravel())
     assert begun == [100] and not found and np.array_equal(vector, array(2.0).ravel())
     assert [path.name for path in tmp_path.iterdir()] == [f"{b'old'.hex()}.embed"]
     assert store.read(b"old", (1, 256)) is not None

@@ -39,9 +39,9 @@ def files(folder: Path) -> list[str]:
 def test_a_vector_comes_from_the_fastest_tier_that_has_it(tmp_path: Path) -> None:
     store = EmbeddingStore(tmp_path)
     first = EmbeddingTiers(EmbeddingCache(1 << 20), store)
-    assert not first.get(b"key", SIZE, lambda: vector(1.0))[1]
-    assert first.get(b"key", SIZE, never)[1]
-    from_disk, found = EmbeddingTiers(EmbeddingCache(1 << 20), store).get(b"key", SIZE, never)
+    assert not first.get(b"key", (SIZE,), lambda: vector(1.0))[1]
+    assert first.get(b"key", (SIZE,), never)[1]
+    from_disk, found = EmbeddingTiers(EmbeddingCache(1 << 20), store).get(b"key", (SIZE,), never)
     assert found and np.array_equal(from_disk, vector(1.0))
     assert files(tmp_path) == [f"{b'key'.hex()}.embed"], "the lock of the computation goes with it"
 
@@ -49,22 +49,22 @@ def test_a_vector_comes_from_the_fastest_tier_that_has_it(tmp_path: Path) -> Non
 def test_a_resident_stays_in_both_tiers_however_many_others_pass(tmp_path: Path) -> None:
     """Memory holds one vector, the folder two; other prompts push everything else out."""
     tiers = EmbeddingTiers(EmbeddingCache(4 * SIZE), EmbeddingStore(tmp_path, capacity_bytes=2 * FILE_BYTES))
-    tiers.get(b"negative", SIZE, lambda: vector(-1.0), resident="encoder")
+    tiers.get(b"negative", (SIZE,), lambda: vector(-1.0), resident="encoder")
     for i in range(5):
-        tiers.get(bytes([i]), SIZE, lambda: vector(1.0))
+        tiers.get(bytes([i]), (SIZE,), lambda: vector(1.0))
     for i in range(5):
-        tiers.get(bytes([i]), SIZE, lambda: vector(1.0))
-        kept, found = tiers.get(b"negative", SIZE, never, resident="encoder")
+        tiers.get(bytes([i]), (SIZE,), lambda: vector(1.0))
+        kept, found = tiers.get(b"negative", (SIZE,), never, resident="encoder")
         assert found and np.array_equal(kept, vector(-1.0))
-    assert EmbeddingTiers(EmbeddingCache(0), EmbeddingStore(tmp_path)).get(b"negative", SIZE, never)[1]
+    assert EmbeddingTiers(EmbeddingCache(0), EmbeddingStore(tmp_path)).get(b"negative", (SIZE,), never)[1]
 
 
 def test_use_from_memory_counts_on_disk(tmp_path: Path) -> None:
     tiers = EmbeddingTiers(EmbeddingCache(1 << 20), EmbeddingStore(tmp_path, capacity_bytes=2 * FILE_BYTES))
     for key in (b"a", b"b"):
-        tiers.get(key, SIZE, lambda: vector(1.0))
-    tiers.get(b"a", SIZE, never)
-    tiers.get(b"c", SIZE, lambda: vector(1.0))
+        tiers.get(key, (SIZE,), lambda: vector(1.0))
+    tiers.get(b"a", (SIZE,), never)
+    tiers.get(b"c", (SIZE,), lambda: vector(1.0))
     assert files(tmp_path) == [f"{key.hex()}.embed" for key in (b"a", b"c")]
 
 
@@ -79,12 +79,12 @@ def test_who_computes_meanwhile_is_waited_for_but_not_for_ever(tmp_path: Path) -
         return vector(1.0)
 
     def ask(store: EmbeddingStore) -> None:
-        got.append(EmbeddingTiers(EmbeddingCache(0), store).get(b"key", SIZE, never)[1])
+        got.append(EmbeddingTiers(EmbeddingCache(0), store).get(b"key", (SIZE,), never)[1])
 
-    first = threading.Thread(target=EmbeddingTiers(EmbeddingCache(0), patient).get, args=(b"key", SIZE, slow))
+    first = threading.Thread(target=EmbeddingTiers(EmbeddingCache(0), patient).get, args=(b"key", (SIZE,), slow))
     first.start()
     assert holding.wait(30)
-    other, found = EmbeddingTiers(EmbeddingCache(0), hasty).get(b"key", SIZE, lambda: vector(1.0))
+    other, found = EmbeddingTiers(EmbeddingCache(0), hasty).get(b"key", (SIZE,), lambda: vector(1.0))
     assert not found and np.array_equal(other, vector(1.0))
     patient._path(b"key").unlink()
     second = threading.Thread(target=ask, args=(patient,))
@@ -196,4 +196,4 @@ def test_a_folder_that_cannot_be_made_costs_a_clip_nothing() -> None:
         pytest.skip("no /proc")
     tiers = EmbeddingTiers(EmbeddingCache(0), EmbeddingStore(Path("/proc/sora-cache")))
     for _ in range(2):
-        assert not tiers.get(b"key", SIZE, lambda: vector(1.0), resident=None)[1]
+        assert not tiers.get(b"key", (SIZE,), lambda: vector(1.0), resident=None)[1]

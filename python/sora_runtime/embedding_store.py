@@ -56,22 +56,23 @@ class EmbeddingStore:
         self._capacity_bytes = capacity_bytes
         self._patience_seconds = patience_seconds
 
-    def read(self, key: bytes, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
-        """The array of `key`, or None if there is none of this shape."""
-        header = _header(shape)
-        size = _HEAD_BYTES + len(header) + 4 * math.prod(shape)
+    def read(self, key: bytes, shape: tuple[int, ...] | None = None) -> NDArray[np.float32] | None:
+        """The array of `key`, or None if there is none, or none of this shape where one is given."""
         try:
             with self._path(key).open("rb") as file:
-                if os.fstat(file.fileno()).st_size != size:  # not read: it may be of any size
-                    return None
+                if os.fstat(file.fileno()).st_size > self._capacity_bytes:
+                    return None  # not read: whatever it is, it may be of any size
                 data = memoryview(file.read())
         except OSError:
             return None
         self.touch(key)
         body = data[_HEAD_BYTES:]
-        if data[:_HEAD_BYTES] != _MAGIC + _digest(key, body) or body[: len(header)] != header:
+        if data[:_HEAD_BYTES] != _MAGIC + _digest(key, body):
             return None
-        return np.frombuffer(body, "<f4", offset=len(header)).reshape(shape).astype(np.float32)
+        found = _shape_of(body)
+        if found is None or shape not in (None, found):
+            return None
+        return np.frombuffer(body, "<f4", offset=len(_header(found))).reshape(found).astype(np.float32)
 
     def touch(self, key: bytes) -> bool:
         """Make `key` the most recently used; False where that cannot be noted, as for one that is not there."""
@@ -153,6 +154,16 @@ class EmbeddingStore:
 
 def _header(shape: tuple[int, ...]) -> bytes:
     return len(shape).to_bytes(4, "little") + np.asarray(shape, "<i8").tobytes()
+
+
+def _shape_of(body: memoryview) -> tuple[int, ...] | None:
+    """What the header says, or None if what follows is no array of this shape."""
+    rank = int.from_bytes(body[:4], "little")
+    if len(body) < 4 + 8 * rank:
+        return None
+    shape = tuple(int(size) for size in np.frombuffer(body, "<i8", rank, 4))
+    whole = min(shape, default=0) >= 0 and len(body) == 4 + 8 * rank + 4 * math.prod(shape)
+    return shape if whole else None
 
 
 def _digest(key: bytes, body: bytes | memoryview) -> bytes:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from .embedding_tiers import EmbeddingTiers
+from .embedding_tiers import EmbeddingTiers, EncoderUse
 from .engines.engine import Array, Engine
 from .errors import BundleError, InvalidRequest
 from .manifest import TextEncoderRecord
@@ -107,16 +107,10 @@ class PromptTokenizer:
 
 
 @dataclass
-class TextUse:
-    """What the prompts of one clip took; seconds of wall time."""
+class TextUse(EncoderUse):
+    """What the prompts of one clip took."""
 
-    hits: int = 0
-    misses: int = 0  # each ran a text encoder
-    ran: tuple[str, ...] = ()  # graphs of the encoders that ran
     tokenize_seconds: float = 0.0
-    encode_seconds: float = 0.0  # waiting for another thread that computes the same prompt included
-    engine_seconds: float = 0.0  # of encode_seconds, inside the network
-    load_seconds: float = 0.0  # making the engine, not in encode_seconds
 
 
 class TextEncoder:
@@ -185,13 +179,11 @@ class TextEncoder:
         start, loaded_before = time.perf_counter(), use.load_seconds
         flat, found = self._tiers.get(
             self._key(ids, pixel_values),
-            self._size,
+            (self._size,),
             lambda: self._encode(ids, use, pixel_values),
             resident=self.record.graph if resident else None,
         )
-        use.hits, use.misses = use.hits + found, use.misses + (not found)
-        if not found:
-            use.ran += (self.record.graph,)
+        use.note(found, (self.record.graph,))
         loading = use.load_seconds - loaded_before
         use.encode_seconds += time.perf_counter() - start - loading
         return self._split(flat)
