@@ -2,7 +2,8 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,15 @@ class EncoderUse:
         self.hits, self.misses = self.hits + found, self.misses + (not found)
         if not found:
             self.ran += graphs
+
+    def part(self, index: int, clips: int) -> Self:
+        """What a clip of several is billed: an equal part of the seconds; what ran counts for the first alone."""
+        seconds = {
+            each.name: getattr(self, each.name) / clips for each in fields(self) if each.name.endswith("_seconds")
+        }
+        if index == 0:
+            return replace(self, **seconds)
+        return replace(self, **seconds, hits=self.hits + self.misses, misses=0, ran=())
 
 
 class EmbeddingTiers:

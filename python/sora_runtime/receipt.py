@@ -104,6 +104,14 @@ class CacheRecord(_Record):
     misses: int
 
 
+class BatchRecord(_Record):
+    """One of several clips of one call: what they shared is billed to them in equal parts, whoever needed it first."""
+
+    clips: int
+    index: int  # of this one, from 0
+    shared_seconds: float  # of the texts and the picture, for all clips together; each total holds its part
+
+
 class Seconds(_Record):
     """Wall time by stage; `total` is from request to the last decoded (and, if saved, encoded) frame.
 
@@ -156,6 +164,7 @@ class Receipt(_Record):
     evaluations: Evaluations
     embedding_cache: CacheRecord | None  # of its prompts
     image_cache: CacheRecord | None = None  # of what is encoded of its picture; null without one
+    batch: BatchRecord | None = None  # null: the clip was made alone
     seconds: Seconds
     engine_seconds: float  # inside networks alone; on a GPU machine these are its GPU-seconds
     peak_host_memory_bytes: int | None  # of the process over its life so far, not of this clip alone
@@ -224,6 +233,7 @@ class Receipt(_Record):
         load = "" if s.load is None or self.estimated else f" (load {s.load:.2f} s before)"
         return [
             ("embedding cache", _counts(self.embedding_cache)),
+            ("shared", self._batch_line()),
             ("image cache", _counts(self.image_cache)),
             ("tokenize", "" if s.tokenize is None else f"{s.tokenize * 1e3:.1f} ms"),
             ("text_encode", f"{s.text_encode * 1e3:.1f} ms"),
@@ -235,6 +245,12 @@ class Receipt(_Record):
             ("predicted", self._predicted_line()),
             ("engine-seconds", f"{self.engine_seconds:.2f}"),
         ]
+
+    def _batch_line(self) -> str:
+        batch = self.batch
+        if batch is None:
+            return ""
+        return f"1/{batch.clips} of {batch.shared_seconds * 1e3:.1f} ms (clip {batch.index + 1} of {batch.clips})"
 
     def _predicted_line(self) -> str:
         if self.forecast is not None:
