@@ -3,13 +3,12 @@
 import hashlib
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 
 import numpy as np
 
 from .bundle import Bundle
 from .cost.profile_path import default_path
-from .denoise import Conditions, DenoiseResult
+from .denoise import Conditions, DenoiseResult, Embeddings
 from .embedding_tiers import EncoderUse
 from .engines import onnxruntime
 from .forecast import Predicted
@@ -19,11 +18,9 @@ from .machine import (
     peak_host_memory_bytes,
     this_machine,
 )
-from .making import Made, Shared
 from .programs import ChosenReuse
 from .receipt import (
     NOT_SAVED,
-    BatchRecord,
     CacheRecord,
     Cost,
     EngineRecord,
@@ -52,37 +49,20 @@ class Record:
 
     bundle: Bundle
     num_threads: int
-    shared: Shared
-    index: int  # of the clip among those that share
-    made: Made
+    request: ResolvedRequest
+    program: SamplerProgram
+    reuse: ChosenReuse | None
+    embeddings: Embeddings
+    text: TextUse
+    denoised: DenoiseResult
+    graphs: list[str]  # that ran, beside the encoders'
     load: float
     queued: float
-    own: float  # of this clip alone, beside `queued` and its part of what is shared
-
-    @property
-    def request(self) -> ResolvedRequest:
-        """This clip's."""
-        return self.shared.requests[self.index]
-
-    @property
-    def clips(self) -> int:
-        """How many share."""
-        return len(self.shared.requests)
-
-    @cached_property
-    def text(self) -> TextUse:
-        """This clip's part of what the texts took."""
-        return self.shared.text.part(self.index, self.clips)
-
-    @cached_property
-    def picture(self) -> EncoderUse | None:
-        """This clip's part of what the picture took; None without one."""
-        return None if self.shared.picture is None else self.shared.picture.part(self.index, self.clips)
-
-    @property
-    def total(self) -> float:
-        """From request to the last decoded frame, without waiting and loading."""
-        return self.own + self.shared.seconds / self.clips
+    denoise: float
+    picture: EncoderUse | None  # None: a clip without a picture
+    vae_decode: float
+    total: float
+    decoder_engine_seconds: float
 
 
 def write_receipt(record: Record) -> Receipt:
@@ -90,7 +70,7 @@ def write_receipt(record: Record) -> Receipt:
     manifest, request = record.bundle.manifest, record.request
     machine = this_machine()
     tokens = request.geometry.tokens
-    statistics = record.made.denoised.statistics
+    statistics = record.denoised.statistics
     video_seconds = request.geometry.shown_frames / request.fps
     cost = _cost(request.price_per_hour, machine.cores, record.total, video_seconds)
     predicted = _predicted(record, cost.usd_per_hour)
@@ -104,12 +84,11 @@ def write_receipt(record: Record) -> Receipt:
             num_threads=record.num_threads,
         ),
         machine=MachineRecord(cpu=machine.cpu, cores=machine.cores, memory_bytes=machine.memory_bytes, os=machine.os),
-        request=_request_record(request, record.shared.program, record.shared.reuse),
+        request=_request_record(request, record.program, record.reuse),
         tokens=Tokens(latent_tokens=tokens, tokens_processed=tokens * statistics.evaluations),
-        evaluations=_evaluations(record.made.denoised),
+        evaluations=_evaluations(record.denoised),
         embedding_cache=CacheRecord(hits=record.text.hits, misses=record.text.misses),
         image_cache=_image_cache(record.picture),
-        batch=_batch(record),
         seconds=_seconds(record),
         engine_seconds=_engine_seconds(record),
         peak_host_memory_bytes=peak_host_memory_bytes(),
@@ -117,25 +96,25 @@ def write_receipt(record: Record) -> Receipt:
         cost=cost,
         hashes=_hashes(record),
         predicted=predicted,
-        reasons=_reasons(record) | ({} if predicted else {"predicted": _not_predicted(record)}),
+        reasons=_reasons(request, record.program) | ({} if predicted else {"predicted": _NO_PROFILE}),
     )
 
 
 def _predicted(record: Record, usd_per_hour: float) -> Predicted | None:
     """What the machine's profile says of this clip; the estimator is imported only where there is a profile."""
-    if record.clips > 1 or not default_path().is_file():
+    if not default_path().is_file():
         return None
     from .cost.clips import Shape
     from .cost.on_machine import RunsAs, predicted_here
 
-    request, statistics = record.request, record.made.denoised.statistics
-    geometry, rows = request.geometry, len(record.shared.program.rows)
+    request, statistics = record.request, record.denoised.statistics
+    geometry, rows = request.geometry, len(record.program.rows)
     shape = Shape(
         width=geometry.width,
         height=geometry.height,
         frames=geometry.num_frames,
         steps=rows,
-        guided=bool(np.any(record.shared.program.rows["guidance_scale"] != 1.0)),
+        guided=bool(np.any(record.program.rows["guidance_scale"] != 1.0)),
         image=request.image is not None,
         prompts=record.text.misses,
     )
@@ -146,10 +125,6 @@ def _predicted(record: Record, usd_per_hour: float) -> Predicted | None:
         return None
     band, origin = found
     return Predicted(seconds=band, usd_per_clip=band.p50 * usd_per_hour / 3600, origin=origin)
-
-
-def _not_predicted(record: Record) -> str:
-    return _NO_PROFILE if record.clips == 1 else "profiles predict clips that share nothing"
 
 
 def _evaluations(denoised: DenoiseResult) -> Evaluations:
@@ -165,9 +140,9 @@ def _seconds(record: Record) -> Seconds:
         tokenize=record.text.tokenize_seconds,
         text_encode=record.text.encode_seconds,
         image_encode=None if record.picture is None else record.picture.encode_seconds,
-        denoise=record.made.denoise,
-        per_step=list(record.made.denoised.statistics.row_seconds),
-        vae_decode=record.made.vae_decode,
+        denoise=record.denoise,
+        per_step=list(record.denoised.statistics.row_seconds),
+        vae_decode=record.vae_decode,
         encode_mp4=None,
         total=record.total,
     )
@@ -175,19 +150,11 @@ def _seconds(record: Record) -> Seconds:
 
 def _engine_seconds(record: Record) -> float:
     picture = 0.0 if record.picture is None else record.picture.engine_seconds
-    return (
-        record.text.engine_seconds + picture + record.made.denoised.engine_seconds + record.made.decoder_engine_seconds
-    )
+    return record.text.engine_seconds + picture + record.denoised.engine_seconds + record.decoder_engine_seconds
 
 
 def _image_cache(picture: EncoderUse | None) -> CacheRecord | None:
     return None if picture is None else CacheRecord(hits=picture.hits, misses=picture.misses)
-
-
-def _batch(record: Record) -> BatchRecord | None:
-    if record.clips == 1:
-        return None
-    return BatchRecord(clips=record.clips, index=record.index, shared_seconds=record.shared.seconds)
 
 
 def _cost(price: float | None, cores: int, total_seconds: float, video_seconds: float) -> Cost:
@@ -242,13 +209,13 @@ def _guidance(request: ResolvedRequest) -> GuidanceRecord | None:
 def _hashes(record: Record) -> Hashes:
     files = record.bundle.manifest.files
     picture = () if record.picture is None else record.picture.ran
-    ran = list(dict.fromkeys((*record.text.ran, *picture, *record.made.graphs)))
-    embeds = {"prompt": _sha256(record.shared.embeddings.conditional)}
-    if record.shared.embeddings.unconditional is not None:
-        embeds["negative_prompt"] = _sha256(record.shared.embeddings.unconditional)
+    ran = list(dict.fromkeys((*record.text.ran, *picture, *record.graphs)))
+    embeds = {"prompt": _sha256(record.embeddings.conditional)}
+    if record.embeddings.unconditional is not None:
+        embeds["negative_prompt"] = _sha256(record.embeddings.unconditional)
     latents, image = record.request.latents, record.request.image
     return Hashes(
-        sampler_program=record.shared.program.sha256,
+        sampler_program=record.program.sha256,
         graphs={name: files[name].sha256 for name in ran},
         weights={weights: files[weights].sha256 for name in ran for weights in files[name].data},
         prompt_embeds=embeds,
@@ -265,12 +232,10 @@ def _sha256(arrays: Conditions) -> str:
     return content.hexdigest()
 
 
-def _reasons(record: Record) -> dict[str, str]:
-    request, program = record.request, record.shared.program
+def _reasons(request: ResolvedRequest, program: SamplerProgram) -> dict[str, str]:
     reasons = {"seconds.encode_mp4": NOT_SAVED, "forecast": "measured, not estimated"}
     reasons |= dict.fromkeys(("machine.gpu", "machine.gpu_count", "engine.attention"), "the engine ran on the CPU")
-    if record.clips == 1:
-        reasons["batch"] = "the clip shares nothing with others"
+    reasons["batch"] = "the clip was made alone"
     if request.guidance_scale_2 is None:
         reasons["request.guidance_scale_2"] = "guidance_scale holds for every transformer"
     if request.step_reuse is None:

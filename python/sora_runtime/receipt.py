@@ -7,6 +7,7 @@ Times are seconds of wall clock, money is USD.
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from .batch_record import BatchRecord
 from .forecast import Forecast, Predicted
 from .reuse_record import ReuseSettings
 
@@ -104,14 +105,6 @@ class CacheRecord(_Record):
     misses: int
 
 
-class BatchRecord(_Record):
-    """One of several clips of one call: what they shared is billed to them in equal parts, whoever needed it first."""
-
-    clips: int
-    index: int  # of this one, from 0
-    shared_seconds: float  # of the texts and the picture, for all clips together; each total holds its part
-
-
 class Seconds(_Record):
     """Wall time by stage; `total` is from request to the last decoded (and, if saved, encoded) frame.
 
@@ -191,6 +184,10 @@ class Receipt(_Record):
         self.reasons.pop("seconds.encode_mp4", None)
         self.seconds.total += beyond - self._encode_beyond_total
         self._encode_beyond_total = beyond
+        self.bill()
+
+    def bill(self) -> None:
+        """Work out the cost anew after a change of the total."""
         self.cost = cost_of(
             self.seconds.total,
             self.video_seconds,
@@ -233,7 +230,7 @@ class Receipt(_Record):
         load = "" if s.load is None or self.estimated else f" (load {s.load:.2f} s before)"
         return [
             ("embedding cache", _counts(self.embedding_cache)),
-            ("shared", self._batch_line()),
+            ("shared", "" if self.batch is None else str(self.batch)),
             ("image cache", _counts(self.image_cache)),
             ("tokenize", "" if s.tokenize is None else f"{s.tokenize * 1e3:.1f} ms"),
             ("text_encode", f"{s.text_encode * 1e3:.1f} ms"),
@@ -245,12 +242,6 @@ class Receipt(_Record):
             ("predicted", self._predicted_line()),
             ("engine-seconds", f"{self.engine_seconds:.2f}"),
         ]
-
-    def _batch_line(self) -> str:
-        batch = self.batch
-        if batch is None:
-            return ""
-        return f"1/{batch.clips} of {batch.shared_seconds * 1e3:.1f} ms (clip {batch.index + 1} of {batch.clips})"
 
     def _predicted_line(self) -> str:
         if self.forecast is not None:

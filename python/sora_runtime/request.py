@@ -108,7 +108,7 @@ def resolve(prompt: str, fields: Mapping[str, Any], manifest: Manifest) -> Resol
     if rng not in RNGS:
         raise InvalidRequest(f"rng = {rng!r} is unknown; use {' or '.join(RNGS)}")
     size = [
-        whole_number(name, given.get(name, getattr(defaults, name)), 1, 1 << 20)
+        _integer(name, given.get(name, getattr(defaults, name)), 1, 1 << 20)
         for name in ("height", "width", "num_frames")
     ]
     image = _image(given.get("image"), manifest)
@@ -124,7 +124,7 @@ def resolve(prompt: str, fields: Mapping[str, Any], manifest: Manifest) -> Resol
     return ResolvedRequest(
         prompt=words,
         negative_prompt=_text("negative_prompt", given.get("negative_prompt", defaults.negative_prompt)),
-        seed=whole_number("seed", given.get("seed", 0), 0, 2**64 - 1),
+        seed=_integer("seed", given.get("seed", 0), 0, 2**64 - 1),
         rng=rng,
         num_inference_steps=_steps(given, sigmas or timesteps, defaults.num_inference_steps),
         sigmas=sigmas,
@@ -159,7 +159,7 @@ def _guidance(given: Mapping[str, Any]) -> dict[str, Any]:
         "guidance_rule": rule,
         "guidance_interval": interval,
         "guidance_decay": _number("guidance_decay", given.get("guidance_decay", 0.0), 0, 1),
-        "zero_init_steps": whole_number("zero_init_steps", given.get("zero_init_steps", first), 0, 1000),
+        "zero_init_steps": _integer("zero_init_steps", given.get("zero_init_steps", first), 0, 1000),
     }
 
 
@@ -191,8 +191,7 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-def whole_number(name: str, value: Any, least: int, most: int) -> int:
-    """`value` as an int; raises `InvalidRequest`, calling it `name`, when it is none from `least` to `most`."""
+def _integer(name: str, value: Any, least: int, most: int) -> int:
     try:
         number = operator.index(value)
     except TypeError as error:
@@ -228,7 +227,7 @@ def _steps(given: Mapping[str, Any], levels: tuple[float, ...] | None, default: 
     if "sigmas" in given and "timesteps" in given:
         raise InvalidRequest("sigmas and timesteps are both given; give one of them")
     steps = given.get("num_inference_steps", default if levels is None else len(levels))
-    number = whole_number("num_inference_steps", steps, 1, 1000)
+    number = _integer("num_inference_steps", steps, 1, 1000)
     if levels is not None and number != len(levels):
         what = "sigmas" if "sigmas" in given else "timesteps"
         raise InvalidRequest(f"num_inference_steps = {number} and {len(levels)} {what} do not agree; leave it out")

@@ -23,23 +23,25 @@ from . import _core
 from .billing import Record, write_receipt
 from .bundle import Bundle, Verify
 from .clip import Clip
+from .decode import collect_frames
 from .denoise import Embeddings
 from .embedding_store import EmbeddingStore
-from .embedding_tiers import EmbeddingTiers
+from .embedding_tiers import EmbeddingTiers, holding
 from .encoders import TextEncoders
 from .errors import EngineError, InvalidRequest
 from .machine import available_cores
-from .making import Hooks, OnFrames, OnProgress, Shared, ignore_progress, make
 from .manifest import TransformerBucket
 from .programs import Programs
 from .request import RequestFields, ResolvedRequest, resolve
 from .sampling import SamplerProgram
-from .seeds import with_seeds
+from .seeds import SharedBill, with_seeds
 from .stages import Stages
-from .text import DEFAULT_CACHE_BYTES
+from .text import DEFAULT_CACHE_BYTES, TextUse
 from .turns import Turns
 
+OnProgress = Callable[[str, int, int], None]
 Observer = Callable[[str, Mapping[str, NDArray[Any]]], None]
+OnFrames = Callable[[NDArray[np.uint8]], None]
 
 
 class Runtime:
@@ -135,9 +137,49 @@ class Runtime:
             EngineError: an engine failed.
         """
         start = time.perf_counter()
-        requests = [resolve(prompt, request, self.bundle.manifest)]
-        hooks = Hooks(on_progress or ignore_progress, on_frames, cancel, keep_frames)
-        return next(self._clips(requests, hooks, time.perf_counter() - start))
+        resolved = resolve(prompt, request, self.bundle.manifest)
+        program, reuse = self._programs(resolved)
+        report = on_progress or (lambda _stage, _done, _total: None)
+        self._turns.refuse_reentry()
+        if self._closed:
+            raise EngineError("the runtime was closed; load it again with Runtime.load")
+        embeddings, use = self._embed(resolved, program, report, cancel)
+        asked = time.perf_counter()
+        with self._turns.turn(cancel):
+            granted = time.perf_counter()
+            stages = self._stages_of(resolved)
+            loading = use.load_seconds + time.perf_counter() - granted
+            embeddings, picture = stages.condition(embeddings, resolved, report, cancel)
+            loading += 0.0 if picture is None else picture.load_seconds
+            self.load_seconds += loading
+            begun, decoder_before = time.perf_counter(), stages.decoder.seconds
+            denoised = stages.denoise(program, embeddings, resolved, report, cancel)
+            denoise_seconds = time.perf_counter() - begun
+            chunks = stages.decoder.rgb8_chunks(denoised.latents, num_threads=self.num_threads)
+            frames, decode_seconds = collect_frames(
+                chunks, resolved.geometry, report, on_frames, cancel, keep=keep_frames
+            )
+            decoder_seconds = stages.decoder.seconds - decoder_before
+        record = Record(
+            bundle=self.bundle,
+            num_threads=self.num_threads,
+            request=resolved,
+            program=program,
+            reuse=reuse,
+            embeddings=embeddings,
+            text=use,
+            denoised=denoised,
+            graphs=stages.graphs,
+            load=self.load_seconds,
+            queued=granted - asked,
+            denoise=denoise_seconds,
+            picture=picture,
+            vae_decode=decode_seconds,
+            total=time.perf_counter() - start - loading - (granted - asked),
+            decoder_engine_seconds=decoder_seconds,
+        )
+        norms = denoised.statistics.norms if program.reuse.criterion != "none" else None
+        return Clip(frames, resolved.fps, denoised.latents, write_receipt(record), norms)
 
     def generate_many(
         self,
@@ -152,14 +194,14 @@ class Runtime:
     ) -> Iterator[Clip]:
         """Make a clip of one prompt for each seed, one by one; texts and picture are encoded once.
 
-        What they share is billed to them in equal parts; each receipt says so under `batch`. Between two clips other
-        threads may take their turn.
+        The seconds of what they share are billed in equal parts; each receipt says so under `batch`. Between two clips
+        other threads may take their turn.
 
         Args:
             prompt: as of `generate`.
             seeds: in place of the request's `seed`; no two the same.
-            on_progress: as of `generate`; the encoders report before the first clip alone.
-            on_frames: as of `generate`, clip after clip.
+            on_progress: as of `generate`, clip after clip.
+            on_frames: likewise.
             cancel: stops the clip under way, and with it those that would follow.
             keep_frames: as of `generate`.
             **request: as of `generate`, but for seed and latents.
@@ -167,32 +209,26 @@ class Runtime:
         Raises:
             InvalidRequest: at once; the other errors of `generate` as the clips are asked for.
         """
-        start = time.perf_counter()
-        requests = with_seeds(resolve(prompt, request, self.bundle.manifest), seeds, request)
-        hooks = Hooks(on_progress or ignore_progress, on_frames, cancel, keep_frames)
-        return self._clips(requests, hooks, time.perf_counter() - start)
+        requests = with_seeds(request, seeds)
+        for each in requests:
+            resolve(prompt, each, self.bundle.manifest)
 
-    def _clips(self, requests: list[ResolvedRequest], hooks: Hooks, resolve_seconds: float) -> Iterator[Clip]:
-        start = time.perf_counter()
-        shared = self._share(requests, hooks)
-        shared.seconds = resolve_seconds + time.perf_counter() - start - shared.text.load_seconds
-        load_seconds = shared.text.load_seconds  # not yet counted
-        for index, request in enumerate(requests):
-            asked = time.perf_counter()
-            with self._turns.turn(hooks.cancel):
-                granted = time.perf_counter()
-                stages = self._stages_of(request)
-                load_seconds += time.perf_counter() - granted
-                if index == 0:
-                    load_seconds += shared.add_picture(stages, hooks)
-                self.load_seconds, load_seconds = self.load_seconds + load_seconds, 0.0
-                begun = time.perf_counter()
-                made = make(stages, shared, request, hooks)
-            own = time.perf_counter() - begun
-            record = Record(self.bundle, self.num_threads, shared, index, made, self.load_seconds, granted - asked, own)
-            measured = shared.program.reuse.criterion != "none"
-            norms = made.denoised.statistics.norms if measured else None
-            yield Clip(made.frames, request.fps, made.denoised.latents, write_receipt(record), norms)
+        def clips() -> Iterator[Clip]:
+            bill, held = SharedBill(len(requests)), dict[bytes, NDArray[np.float32]]()
+            for each in requests:
+                with holding(held):
+                    clip = self.generate(
+                        prompt,
+                        on_progress=on_progress,
+                        on_frames=on_frames,
+                        cancel=cancel,
+                        keep_frames=keep_frames,
+                        **each,
+                    )
+                bill.enter(clip.receipt)
+                yield clip
+
+        return clips()
 
     def observe(self, observer: Observer) -> None:
         """Hand `observer` the graph file and the inputs of every evaluation from now on, to calibrate with.
@@ -224,24 +260,20 @@ class Runtime:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _share(self, requests: list[ResolvedRequest], hooks: Hooks) -> Shared:
-        request = requests[0]
-        program, reuse = self._programs(request)
-        self._turns.refuse_reentry()
-        self._refuse_closed()
+    def _embed(
+        self,
+        request: ResolvedRequest,
+        program: SamplerProgram,
+        report: OnProgress,
+        cancel: _core.CancelToken | None,
+    ) -> tuple[Embeddings, TextUse]:
         texts = [("prompt", request.prompt)]
         if bool(np.any(program.rows["guidance_scale"] != 1.0)):
             texts.append(("negative_prompt", request.negative_prompt))
-        branches, use = self.text_encoders.embed(texts, request.image, hooks.report, hooks.cancel)
-        embeddings = Embeddings(branches[0], branches[1] if len(branches) > 1 else None)
-        return Shared(requests, program, reuse, embeddings, use)
-
-    def _refuse_closed(self) -> None:
-        if self._closed:
-            raise EngineError("the runtime was closed; load it again with Runtime.load")
+        branches, use = self.text_encoders.embed(texts, request.image, report, cancel)
+        return Embeddings(branches[0], branches[1] if len(branches) > 1 else None), use
 
     def _stages_of(self, request: ResolvedRequest) -> Stages:
-        self._refuse_closed()  # while this clip waited for its turn
         if request.bucket not in self._stages:
             stages = Stages.load(
                 self.bundle, request.bucket, request.geometry, num_threads=self.num_threads, tiers=self._tiers
