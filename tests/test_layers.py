@@ -21,11 +21,11 @@ CSRC = {
 RANKS = [
     {"errors", "_core"},
     {"geometry", "machine", "output", "verify"},
-    {"forecast", "turns"},
+    {"background", "batch_record", "forecast", "turns"},
     {"manifest", "receipt", "reuse_record"},
     {"bundle", "pixels"},
     {"engines"},
-    {"embedding_store", "sampling", "request", "video", "clip"},
+    {"embedding_store", "embedding_tiers", "sampling", "request", "seeds", "video", "clip"},
     {"text", "condition", "decode", "tiles", "denoise", "programs"},
     {"stages"},
     {"encoders"},

@@ -7,6 +7,7 @@ Times are seconds of wall clock, money is USD.
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from .batch_record import BatchRecord
 from .forecast import Forecast, Predicted
 from .reuse_record import ReuseSettings
 
@@ -98,7 +99,7 @@ class Evaluations(_Record):
 
 
 class CacheRecord(_Record):
-    """How often this clip found its prompts in the embedding cache."""
+    """How often this clip found in the embedding cache what an encoder would have computed."""
 
     hits: int
     misses: int
@@ -154,7 +155,9 @@ class Receipt(_Record):
     request: RequestRecord
     tokens: Tokens
     evaluations: Evaluations
-    embedding_cache: CacheRecord | None
+    embedding_cache: CacheRecord | None  # of its prompts
+    image_cache: CacheRecord | None = None  # of what is encoded of its picture; null without one
+    batch: BatchRecord | None = None  # null: the clip was made alone
     seconds: Seconds
     engine_seconds: float  # inside networks alone; on a GPU machine these are its GPU-seconds
     peak_host_memory_bytes: int | None  # of the process over its life so far, not of this clip alone
@@ -181,6 +184,10 @@ class Receipt(_Record):
         self.reasons.pop("seconds.encode_mp4", None)
         self.seconds.total += beyond - self._encode_beyond_total
         self._encode_beyond_total = beyond
+        self.bill()
+
+    def bill(self) -> None:
+        """Work out the cost anew after a change of the total."""
         self.cost = cost_of(
             self.seconds.total,
             self.video_seconds,
@@ -218,11 +225,13 @@ class Receipt(_Record):
         ]
 
     def _stage_lines(self) -> list[tuple[str, str]]:
-        s, cache = self.seconds, self.embedding_cache
+        s = self.seconds
         encode = "not written" if s.encode_mp4 is None else f"{s.encode_mp4:.2f} s"
         load = "" if s.load is None or self.estimated else f" (load {s.load:.2f} s before)"
         return [
-            ("embedding cache", "" if cache is None else f"{cache.hits} hits, {cache.misses} misses"),
+            ("embedding cache", _counts(self.embedding_cache)),
+            ("shared", "" if self.batch is None else str(self.batch)),
+            ("image cache", _counts(self.image_cache)),
             ("tokenize", "" if s.tokenize is None else f"{s.tokenize * 1e3:.1f} ms"),
             ("text_encode", f"{s.text_encode * 1e3:.1f} ms"),
             ("image_encode", "" if s.image_encode is None else f"{s.image_encode * 1e3:.1f} ms"),
@@ -253,6 +262,10 @@ class Receipt(_Record):
             ("cost per clip", f"{c.usd_per_clip:.8f} USD"),
             ("cost per second", f"{c.usd_per_generated_second:.8f} USD of generated video"),
         ]
+
+
+def _counts(cache: CacheRecord | None) -> str:
+    return "" if cache is None else f"{cache.hits} hits, {cache.misses} misses"
 
 
 def cost_of(

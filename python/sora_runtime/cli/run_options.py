@@ -67,6 +67,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No bars, no table.",
 Image = Annotated[Path | None, _clip("The picture that the clip begins with.", "FILE")]
 NegativePrompt = Annotated[str | None, _clip("What it should not show.", "TEXT")]
 Seed = Annotated[int, _clip("One seed, one clip, on every machine.", "N")]
+Seeds = Annotated[list[str] | None, _clip("A clip for each, of one prompt encoded once: clip-0.mp4 ...", "N[,N]")]
 Steps = Annotated[int | None, _clip("Inference steps.", "N")]
 Sigmas = Annotated[list[str] | None, _clip("A noise level for each step: 1.0,0.75,0.5,0.25.", "X[,X]")]
 Timesteps = Annotated[list[str] | None, _clip("Instead, what the network is told: 1000,757,522.", "X[,X]")]
@@ -98,7 +99,7 @@ Frames = Annotated[
 ]
 NumFrames = Annotated[int | None, _clip("The same as --frames N.", "N")]
 Fps = Annotated[float | None, _clip("Frames per second.", "X")]
-Repeat = Annotated[int, _clip("Make N clips, with SEED, SEED+1 ...: clip-0.mp4 ...", "N", min=1)]
+Repeat = Annotated[int, _clip("The same for SEED, SEED+1 ...: N clips.", "N", min=1)]
 
 Out = Annotated[Path, _file("The video.", "FILE.mp4")]
 Gif = Annotated[Path | None, _file("Also an animated GIF.", "FILE")]
