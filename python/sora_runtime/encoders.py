@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from . import _core
 from .bundle import Bundle
 from .embedding_store import EmbeddingStore
+from .engines.registry import DEFAULT_ENGINE
 from .manifest import TextEncoderRecord
 from .pixels import Picture
 from .stages import open_engine
@@ -25,20 +26,27 @@ class TextEncoders:
         num_threads: of the engines.
         cache: the embedding cache in memory.
         store: the embedding cache on disk, if any.
+        engine: the library that runs them; embeddings of two libraries are never taken for each other.
 
     Raises:
         BundleError: a tokenizer cannot be read.
     """
 
     def __init__(
-        self, bundle: Bundle, *, num_threads: int, cache: _core.EmbeddingCache, store: EmbeddingStore | None
+        self,
+        bundle: Bundle,
+        *,
+        num_threads: int,
+        cache: _core.EmbeddingCache,
+        store: EmbeddingStore | None,
+        engine: str = DEFAULT_ENGINE,
     ) -> None:
         def encoder(record: TextEncoderRecord) -> TextEncoder:
             return TextEncoder(
                 record,
                 PromptTokenizer(bundle.path(record.tokenizer), record),
-                lambda: open_engine(bundle, record.graph, num_threads=num_threads),
-                fingerprint=bundle.fingerprint(record.graph),
+                lambda: open_engine(bundle, record.graph, num_threads=num_threads, engine=engine),
+                fingerprint=bundle.fingerprint(record.graph) + ("" if engine == DEFAULT_ENGINE else f" {engine}"),
                 cache=cache,
                 store=store,
             )

@@ -11,15 +11,15 @@ from .condition import ChunkEncoder, ImageConditioner
 from .decode import ChunkDecoder, Decoder
 from .denoise import Denoiser
 from .engines.engine import Engine
-from .engines.onnxruntime import OnnxRuntimeEngine
+from .engines.registry import DEFAULT_ENGINE, make_engine
 from .errors import BundleError, EngineError
 from .geometry import Geometry
 from .manifest import ChunkBucket, ChunkedVae, TransformerBucket
 from .tiles import TiledDecoder
 
 
-def open_engine(bundle: Bundle, graph: str, *, num_threads: int) -> Engine:
-    """The engine of a graph that the bundle vouches for.
+def open_engine(bundle: Bundle, graph: str, *, num_threads: int, engine: str = DEFAULT_ENGINE) -> Engine:
+    """The engine of a graph that the bundle vouches for, on the library called `engine`.
 
     Raises:
         BundleError: the graph or its weights have changed.
@@ -30,7 +30,7 @@ def open_engine(bundle: Bundle, graph: str, *, num_threads: int) -> Engine:
             f"'{bundle.name}' was built for {bundle.manifest.engine}, which this release cannot run; "
             "build it with --engine onnxruntime"
         )
-    return OnnxRuntimeEngine(bundle.path(graph), num_threads=num_threads)
+    return make_engine(engine, bundle.path(graph), num_threads=num_threads)
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,22 @@ class Stages:
     image_encoder: str | None  # its graph, where pictures are also seen by a vision encoder
 
     @classmethod
-    def load(cls, bundle: Bundle, bucket: TransformerBucket, geometry: Geometry, *, num_threads: int) -> "Stages":
-        """Open the engines of a bucket, whose latents must be those of `geometry`.
+    def load(
+        cls,
+        bundle: Bundle,
+        bucket: TransformerBucket,
+        geometry: Geometry,
+        *,
+        num_threads: int,
+        engine: str = DEFAULT_ENGINE,
+    ) -> "Stages":
+        """Open the engines of a bucket, whose latents must be those of `geometry`, on the library called `engine`.
 
         Raises:
             BundleError: a component has no graph of this shape, or a graph is not what the facts say.
             EngineError: a graph cannot be loaded.
         """
-        opener = _Opener(bundle, bucket, num_threads, [])
+        opener = _Opener(bundle, bucket, num_threads, engine, [])
         denoiser = opener.denoiser()
         if denoiser.latent_shape != geometry.latent_shape:
             raise BundleError(
@@ -90,6 +98,7 @@ class _Opener:
     bundle: Bundle
     bucket: TransformerBucket
     num_threads: int
+    engine: str
     graphs: list[str]  # opened so far
 
     def denoiser(self) -> Denoiser:
@@ -140,7 +149,7 @@ class _Opener:
         raise BundleError(self._missing(what))
 
     def _open(self, graph: str) -> Engine:
-        engine = open_engine(self.bundle, graph, num_threads=self.num_threads)
+        engine = open_engine(self.bundle, graph, num_threads=self.num_threads, engine=self.engine)
         self.graphs.append(graph)
         return engine
 
