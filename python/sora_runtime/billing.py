@@ -10,7 +10,7 @@ from .bundle import Bundle
 from .cost.profile_path import default_path
 from .denoise import Conditions, DenoiseResult, Embeddings
 from .embedding_tiers import EncoderUse
-from .engines import onnxruntime
+from .engines.registry import DEFAULT_ENGINE, engine_version
 from .forecast import Predicted
 from .machine import (
     DEFAULT_PRICE_SOURCE,
@@ -41,6 +41,7 @@ from .sampling import Evaluation, SamplerProgram
 from .text import TextUse
 
 _NO_PROFILE = "no profile of this machine with so many threads; run `sora-bench calibrate`"
+_OTHER_ENGINE = f"a machine's profile is of {DEFAULT_ENGINE}, and another engine ran"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Record:
     """What happened to one clip; times in seconds of wall clock."""
 
     bundle: Bundle
+    engine: str
     num_threads: int
     request: ResolvedRequest
     program: SamplerProgram
@@ -78,8 +80,8 @@ def write_receipt(record: Record) -> Receipt:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=ModelRecord(name=manifest.name, family=manifest.family, bundle_sha256=record.bundle.sha256),
         engine=EngineRecord(
-            name="onnxruntime",
-            version=onnxruntime.VERSION,
+            name=record.engine,
+            version=engine_version(record.engine),
             precision=manifest.precision,
             num_threads=record.num_threads,
         ),
@@ -96,13 +98,13 @@ def write_receipt(record: Record) -> Receipt:
         cost=cost,
         hashes=_hashes(record),
         predicted=predicted,
-        reasons=_reasons(request, record.program) | ({} if predicted else {"predicted": _NO_PROFILE}),
+        reasons=_reasons(request, record.program) | ({} if predicted else {"predicted": _why_no_forecast(record)}),
     )
 
 
 def _predicted(record: Record, usd_per_hour: float) -> Predicted | None:
     """What the machine's profile says of this clip; the estimator is imported only where there is a profile."""
-    if not default_path().is_file():
+    if record.engine != DEFAULT_ENGINE or not default_path().is_file():  # a profile is of one engine
         return None
     from .cost.clips import Shape
     from .cost.on_machine import RunsAs, predicted_here
@@ -125,6 +127,10 @@ def _predicted(record: Record, usd_per_hour: float) -> Predicted | None:
         return None
     band, origin = found
     return Predicted(seconds=band, usd_per_clip=band.p50 * usd_per_hour / 3600, origin=origin)
+
+
+def _why_no_forecast(record: Record) -> str:
+    return _NO_PROFILE if record.engine == DEFAULT_ENGINE else _OTHER_ENGINE
 
 
 def _evaluations(denoised: DenoiseResult) -> Evaluations:

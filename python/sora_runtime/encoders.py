@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from . import _core
 from .bundle import Bundle
 from .embedding_tiers import EmbeddingTiers
+from .engines.registry import DEFAULT_ENGINE
 from .manifest import TextEncoderRecord
 from .pixels import Picture
 from .stages import open_engine
@@ -27,18 +28,21 @@ class TextEncoders:
         bundle: whose encoders they are.
         num_threads: of the engines.
         tiers: where their outputs are kept.
+        engine: the library that runs them; embeddings of two libraries are never taken for each other.
 
     Raises:
         BundleError: a tokenizer cannot be read.
     """
 
-    def __init__(self, bundle: Bundle, *, num_threads: int, tiers: EmbeddingTiers) -> None:
+    def __init__(
+        self, bundle: Bundle, *, num_threads: int, tiers: EmbeddingTiers, engine: str = DEFAULT_ENGINE
+    ) -> None:
         def encoder(record: TextEncoderRecord) -> TextEncoder:
             return TextEncoder(
                 record,
                 PromptTokenizer(bundle.path(record.tokenizer), record),
-                lambda: open_engine(bundle, record.graph, num_threads=num_threads),
-                fingerprint=bundle.fingerprint(record.graph),
+                lambda: open_engine(bundle, record.graph, num_threads=num_threads, engine=engine),
+                fingerprint=bundle.fingerprint(record.graph) + ("" if engine == DEFAULT_ENGINE else f" {engine}"),
                 tiers=tiers,
             )
 

@@ -28,6 +28,7 @@ from .denoise import Embeddings
 from .embedding_store import EmbeddingStore
 from .embedding_tiers import EmbeddingTiers, holding
 from .encoders import TextEncoders
+from .engines.registry import DEFAULT_ENGINE, check_engine
 from .errors import EngineError, InvalidRequest
 from .machine import available_cores
 from .manifest import TransformerBucket
@@ -58,7 +59,9 @@ class Runtime:
         num_threads: int | None = None,
         embedding_cache: _core.EmbeddingCache | None = None,
         embedding_store: EmbeddingStore | None = None,
+        engine: str = DEFAULT_ENGINE,
     ) -> None:
+        self.engine = check_engine(engine)
         cores = available_cores()
         most = max(64, 4 * cores)
         if num_threads is not None and not 1 <= num_threads <= most:
@@ -67,7 +70,7 @@ class Runtime:
         self.num_threads = cores if num_threads is None else num_threads
         self.embedding_cache = embedding_cache or _core.EmbeddingCache(DEFAULT_CACHE_BYTES)
         self._tiers = EmbeddingTiers(self.embedding_cache, embedding_store)
-        self.text_encoders = TextEncoders(bundle, num_threads=self.num_threads, tiers=self._tiers)
+        self.text_encoders = TextEncoders(bundle, num_threads=self.num_threads, tiers=self._tiers, engine=engine)
         self._programs = Programs(bundle)
         self._stages: dict[TransformerBucket, Stages] = {}
         self._turns = Turns()
@@ -84,6 +87,7 @@ class Runtime:
         verify: Verify = "once",
         embedding_cache: _core.EmbeddingCache | None = None,
         embedding_cache_dir: str | os.PathLike[str] | None = None,
+        engine: str = DEFAULT_ENGINE,
     ) -> "Runtime":
         """Open a bundle.
 
@@ -93,6 +97,7 @@ class Runtime:
             verify: `once` hashes a file when first seen, `always` at every load.
             embedding_cache: share one between runtimes; None makes one of 64 MiB.
             embedding_cache_dir: a folder that keeps embeddings between processes; None keeps none.
+            engine: what runs the networks: `onnxruntime`, or `openvino` where it is installed.
 
         Raises:
             BundleError: the bundle is missing, damaged or does not match its hashes.
@@ -104,6 +109,7 @@ class Runtime:
             num_threads=num_threads,
             embedding_cache=embedding_cache,
             embedding_store=store,
+            engine=engine,
         )
         runtime.load_seconds = time.perf_counter() - start
         return runtime
@@ -162,6 +168,7 @@ class Runtime:
             decoder_seconds = stages.decoder.seconds - decoder_before
         record = Record(
             bundle=self.bundle,
+            engine=self.engine,
             num_threads=self.num_threads,
             request=resolved,
             program=program,
@@ -276,7 +283,12 @@ class Runtime:
     def _stages_of(self, request: ResolvedRequest) -> Stages:
         if request.bucket not in self._stages:
             stages = Stages.load(
-                self.bundle, request.bucket, request.geometry, num_threads=self.num_threads, tiers=self._tiers
+                self.bundle,
+                request.bucket,
+                request.geometry,
+                num_threads=self.num_threads,
+                tiers=self._tiers,
+                engine=self.engine,
             )
             if self._observer is not None:
                 stages.observe(self._observer)

@@ -38,7 +38,7 @@ def test_defaults(sora_bench: Command, fake: FakeRuntime, tmp_path: Path) -> Non
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""  # not a terminal: no bars
     assert fake.requests == [DEFAULTS]
-    loading = {"num_threads": None, "verify": "once", "embedding_cache_dir": None}
+    loading = {"engine": "onnxruntime", "num_threads": None, "verify": "once", "embedding_cache_dir": None}
     assert fake.loaded == [("wan-pocket", loading)]
     assert names(tmp_path) == ["clip.mp4"]
     assert num_frames_of(tmp_path / "clip.mp4") == 9
@@ -49,7 +49,8 @@ def test_every_option_reaches_the_runtime(sora_bench: Command, fake: FakeRuntime
         *("run", "a red circle", "--model", "folder", "--image", "first.png", "--negative-prompt", "blur", "--seed", 7),
         *("--steps", 5, "--guidance-scale", 1.5, "--guidance-rescale", 0.7, "--solver", "euler"),
         *("--rng", "torch", "--size", "64x32", "--frames", 13, "--fps", 24, "--price-per-hour", 2.5),
-        *("--threads", 3, "--embedding-cache", "cache", "--verify", "always", "--out", "a.mp4"),
+        *("--engine", "openvino", "--threads", 3, "--embedding-cache", "cache", "--verify", "always"),
+        *("--out", "a.mp4"),
         *("--frames", "stills", "--gif", "a.gif", "--json", "a.json", "--quiet"),
     )
     assert (result.exit_code, result.output) == (0, "")
@@ -71,7 +72,7 @@ def test_every_option_reaches_the_runtime(sora_bench: Command, fake: FakeRuntime
             "price_per_hour": 2.5,
         }
     ]
-    loading = {"num_threads": 3, "verify": "always", "embedding_cache_dir": Path("cache")}
+    loading = {"engine": "openvino", "num_threads": 3, "verify": "always", "embedding_cache_dir": Path("cache")}
     assert fake.loaded == [("folder", loading)]
     assert names(tmp_path) == ["a.gif", "a.json", "a.mp4", "stills"]
     assert num_frames_of(tmp_path / "a.mp4") == 13

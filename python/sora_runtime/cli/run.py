@@ -46,6 +46,7 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
     frames_dir: option.FramesDir = None,
     json: option.Json = None,
     price_per_hour: option.PricePerHour = None,
+    engine: option.Engine = option.EngineName.onnxruntime,
     threads: option.Threads = None,
     embedding_cache: option.EmbeddingCache = None,
     verify: option.Verify = option.VerifyBundle.once,
@@ -84,7 +85,12 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
     wanted, several = Outputs(out, gif, frames_dir), parse_seeds(seeds, seed, repeat)
     outputs = [wanted.numbered(index) for index in range(len(several))] if len(several) > 1 else [wanted]
     check_all(outputs, json)
-    loading = {"num_threads": threads, "verify": verify.value, "embedding_cache_dir": embedding_cache}
+    loading = {
+        "engine": engine.value,
+        "num_threads": threads,
+        "verify": verify.value,
+        "embedding_cache_dir": embedding_cache,
+    }
     receipts = _make_clips(_Job(model, loading, prompt, several, request, outputs, json), quiet=quiet)
     if json == STDOUT:
         write_receipts(json, receipts, as_list=len(several) > 1)

@@ -25,6 +25,13 @@ class VerifyBundle(StrEnum):
     always = "always"
 
 
+class EngineName(StrEnum):
+    """What runs the networks; see `sora_runtime.engines.registry`."""
+
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
 class GuidanceName(StrEnum):
     """How guidance joins the branches; see `sora_runtime.sampling.guidance`."""
 
@@ -110,6 +117,7 @@ Json = Annotated[
 ]
 
 PricePerHour = Annotated[float | None, _machine("What an hour of it costs, in USD.", "X")]
+Engine = Annotated[EngineName, _machine("What runs the networks.", "NAME")]
 Threads = Annotated[int | None, _machine("Default: one for every core.", "N")]
 EmbeddingCache = Annotated[Path | None, _machine("Keeps prompt embeddings for later runs.", "DIR")]
 Verify = Annotated[VerifyBundle, _machine("When to hash the bundle's files.")]
