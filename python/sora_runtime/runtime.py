@@ -13,6 +13,7 @@ noise -> denoiser and fused step, once a row -> latents -> decoder, chunk by chu
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -26,7 +27,7 @@ from .clip import Clip
 from .decode import collect_frames
 from .denoise import Embeddings
 from .embedding_store import EmbeddingStore
-from .embedding_tiers import EmbeddingTiers, holding
+from .embedding_tiers import EmbeddingTiers
 from .encoders import TextEncoders
 from .engines.registry import DEFAULT_ENGINE, check_engine
 from .errors import EngineError, InvalidRequest
@@ -35,7 +36,7 @@ from .manifest import TransformerBucket
 from .programs import Programs
 from .request import RequestFields, ResolvedRequest, resolve
 from .sampling import SamplerProgram
-from .seeds import SharedBill, with_seeds
+from .seeds import one_by_one, with_seeds
 from .stages import Stages
 from .text import DEFAULT_CACHE_BYTES, TextUse
 from .turns import Turns
@@ -219,23 +220,8 @@ class Runtime:
         requests = with_seeds(request, seeds)
         for each in requests:
             resolve(prompt, each, self.bundle.manifest)
-
-        def clips() -> Iterator[Clip]:
-            bill, held = SharedBill(len(requests)), dict[bytes, NDArray[np.float32]]()
-            for each in requests:
-                with holding(held):
-                    clip = self.generate(
-                        prompt,
-                        on_progress=on_progress,
-                        on_frames=on_frames,
-                        cancel=cancel,
-                        keep_frames=keep_frames,
-                        **each,
-                    )
-                bill.enter(clip.receipt)
-                yield clip
-
-        return clips()
+        make = partial(self.generate, on_progress=on_progress, on_frames=on_frames, cancel=cancel)
+        return one_by_one(partial(make, prompt, keep_frames=keep_frames), requests)
 
     def observe(self, observer: Observer) -> None:
         """Hand `observer` the graph file and the inputs of every evaluation from now on, to calibrate with.

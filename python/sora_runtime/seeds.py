@@ -1,9 +1,14 @@
 """Several clips of one prompt: a request for each seed, and one bill for what the clips share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .batch_record import BatchRecord
+from .clip import Clip
+from .embedding_tiers import holding
 from .errors import InvalidRequest
 from .pixels import read_picture
 from .receipt import Receipt
@@ -36,6 +41,21 @@ def with_seeds(fields: Mapping[str, Any], seeds: Any) -> list[dict[str, Any]]:
     if shared.get("image") is not None:
         shared["image"] = read_picture(shared["image"]).rgb8  # a file once, not once a clip
     return [{**shared, "seed": seed} for seed in numbers]
+
+
+def one_by_one(make: Callable[..., Clip], requests: Sequence[Mapping[str, Any]]) -> Iterator[Clip]:
+    """The clip of each request, as it is asked for; what encoders give the first is held for the others.
+
+    Args:
+        make: makes the clip of a request's fields.
+        requests: that differ in their seeds alone.
+    """
+    bill, held = SharedBill(len(requests)), dict[bytes, NDArray[np.float32]]()
+    for request in requests:
+        with holding(held):
+            clip = make(**request)
+        bill.enter(clip.receipt)
+        yield clip
 
 
 class SharedBill:
