@@ -22,7 +22,7 @@ RANKS = [
     {"errors", "_core"},
     {"geometry", "machine", "output", "verify"},
     {"forecast", "turns"},
-    {"manifest", "receipt", "reuse_record"},
+    {"manifest", "presets", "receipt", "reuse_record"},
     {"bundle", "pixels"},
     {"engines"},
     {"embedding_store", "sampling", "request", "video", "clip"},
