@@ -25,7 +25,7 @@ RANKS = [
     {"manifest", "presets", "receipt", "reuse_record"},
     {"bundle", "pixels"},
     {"engines"},
-    {"embedding_store", "sampling", "request", "video", "clip"},
+    {"embedding_store", "sampling", "preset_use", "request", "request_settings", "video", "clip"},
     {"text", "condition", "decode", "tiles", "denoise", "programs"},
     {"stages"},
     {"encoders"},

@@ -28,6 +28,7 @@ from .receipt import (
     Hashes,
     MachineRecord,
     ModelRecord,
+    PresetRecord,
     Receipt,
     RequestRecord,
     Seconds,
@@ -161,7 +162,7 @@ def _uses_seed(request: ResolvedRequest, program: SamplerProgram) -> bool:
 
 
 def _request_record(request: ResolvedRequest, program: SamplerProgram, reuse: ChosenReuse | None) -> RequestRecord:
-    seeded = _uses_seed(request, program)
+    seeded, preset = _uses_seed(request, program), request.preset
     return RequestRecord(
         task=request.bucket.task,
         prompt=request.prompt,
@@ -181,6 +182,7 @@ def _request_record(request: ResolvedRequest, program: SamplerProgram, reuse: Ch
         guidance=_guidance(request),
         step_reuse=None if reuse is None else ReuseSettings(**asdict(reuse.settings)),
         step_reuse_calibrated=None if reuse is None else reuse.calibrated,
+        preset=None if preset is None else PresetRecord(name=preset.name, changed=list(preset.changed)),
     )
 
 
@@ -227,6 +229,8 @@ def _reasons(request: ResolvedRequest, program: SamplerProgram) -> dict[str, str
         reasons["request.guidance_scale_2"] = "guidance_scale holds for every transformer"
     if request.step_reuse is None:
         reasons["request.step_reuse"] = reasons["request.step_reuse_calibrated"] = "every step was evaluated"
+    if request.preset is None:
+        reasons["request.preset"] = "the request named none"
     if _guidance(request) is None:
         reasons["request.guidance"] = "guidance_scale and guidance_rescale say it all"
     elif request.guidance_interval is None:

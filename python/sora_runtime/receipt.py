@@ -59,6 +59,13 @@ class GuidanceRecord(_Record):
     norm_threshold: float
 
 
+class PresetRecord(_Record):
+    """The preset that a clip was made with."""
+
+    name: str
+    changed: list[str]  # settings that the request had otherwise
+
+
 class RequestRecord(_Record):
     """The request with every default filled in: enough to make the same clip again."""
 
@@ -80,6 +87,7 @@ class RequestRecord(_Record):
     guidance: GuidanceRecord | None = None  # beyond the scale; null: plain guidance
     step_reuse: ReuseSettings | None = None
     step_reuse_calibrated: bool | None = None  # null without step reuse; false: it was forced
+    preset: PresetRecord | None = None  # whose settings are among the above
 
 
 class Tokens(_Record):
