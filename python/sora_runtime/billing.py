@@ -10,7 +10,7 @@ from .bundle import Bundle
 from .cost.profile_path import default_path
 from .denoise import Conditions, DenoiseResult, Embeddings
 from .engines import onnxruntime
-from .forecast import Predicted
+from .forecast import Band, Predicted
 from .machine import (
     DEFAULT_PRICE_SOURCE,
     default_usd_per_hour,
@@ -122,7 +122,8 @@ def _predicted(record: Record, usd_per_hour: float) -> Predicted | None:
     found = predicted_here(record.bundle.root, shape, here)
     if found is None:
         return None
-    band, origin = found
+    prediction, origin = found
+    band = Band(p10=prediction.p10, p50=prediction.p50, p90=prediction.p90)
     return Predicted(seconds=band, usd_per_clip=band.p50 * usd_per_hour / 3600, origin=origin)
 
 
