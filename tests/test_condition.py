@@ -10,7 +10,10 @@ from PIL import Image
 from transformers import CLIPImageProcessor, SiglipImageProcessor
 
 import sora_runtime as sora
-from sora_runtime.condition import ChunkEncoder, ImageConditioner
+from sora_runtime import EmbeddingCache
+from sora_runtime.condition import ChunkEncoder, ImageConditioner, OnDemand
+from sora_runtime.embedding_store import EmbeddingStore
+from sora_runtime.embedding_tiers import EmbeddingTiers, EncoderUse
 from sora_runtime.engines.engine import Array, TensorSpec
 from sora_runtime.geometry import Geometry, Strides
 from sora_runtime.manifest import ImageFacts, PixelInput
@@ -107,10 +110,17 @@ class Encoder:
                 self.arrays["latents"][:, channel] = self.arrays["frames"].mean() + channel + 10 * before
 
 
+def conditioner_of(tiers: EmbeddingTiers, fingerprint: str = "vae", **facts: object) -> ImageConditioner:
+    vae = OnDemand(
+        lambda: ChunkEncoder(Encoder(1, cached=False), Encoder(4, cached=True)),
+        graphs=("first.onnx", "next.onnx"),
+        fingerprint=fingerprint,
+    )
+    return ImageConditioner(ImageFacts.model_validate(facts), vae, None, tiers)
+
+
 def condition(picture: Picture, **facts: object) -> np.ndarray:
-    encoder = ChunkEncoder(Encoder(1, cached=False), Encoder(4, cached=True))
-    conditioner = ImageConditioner(ImageFacts.model_validate(facts), encoder, None)
-    return conditioner(picture, GEOMETRY)["condition"]
+    return conditioner_of(EmbeddingTiers(EmbeddingCache(1 << 20), None), **facts)(picture, GEOMETRY)["condition"]
 
 
 def test_conditions_of_every_policy(picture: Picture) -> None:
@@ -128,3 +138,46 @@ def test_conditions_of_every_policy(picture: Picture) -> None:
     assert np.allclose(encoded[0, 4, :, 0, 0], [first, 10, 20])
     bare = condition(picture, policy="concat", video="zeros_after")
     assert bare.shape == (1, 2, 3, 2, 3)
+
+
+FIRST_FRAME = {"policy": "first_frame", "video": "first_only"}
+
+
+def test_a_picture_is_encoded_once_and_its_encoder_opened_only_for_that(picture: Picture, tmp_path: Path) -> None:
+    def clip(conditioner: ImageConditioner, given: Picture = picture) -> tuple[np.ndarray, EncoderUse]:
+        use = EncoderUse()
+        return conditioner(given, GEOMETRY, use)["condition"], use
+
+    def new_process() -> ImageConditioner:
+        return conditioner_of(EmbeddingTiers(EmbeddingCache(1 << 20), EmbeddingStore(tmp_path)), **FIRST_FRAME)
+
+    first = new_process()
+    wanted, use = clip(first)
+    assert (use.hits, use.misses, use.ran) == (0, 1, ("first.onnx", "next.onnx"))
+    assert 0 < use.engine_seconds < use.encode_seconds and use.load_seconds > 0
+    warm, use = clip(first)
+    assert (use.hits, use.misses, use.ran, use.engine_seconds, use.load_seconds) == (1, 0, (), 0.0, 0.0)
+    second = new_process()
+    from_disk, use = clip(second)
+    assert use.hits == 1 and not second.loaded
+    assert np.array_equal(warm, wanted) and np.array_equal(from_disk, wanted)
+    larger = Picture(picture.rgb8.repeat(2, axis=0).repeat(2, axis=1))
+    fitted = np.array_equal(larger.frame(16, 24), picture.frame(16, 24))
+    assert clip(second, larger)[1].hits == fitted, "what counts are the pixels that the encoder sees"
+
+
+def test_encodings_are_told_apart_by_picture_encoder_and_size(picture: Picture, tmp_path: Path) -> None:
+    tiers = EmbeddingTiers(EmbeddingCache(1 << 20), EmbeddingStore(tmp_path))
+    changed = picture.rgb8.copy()
+    changed[20:30, 40:50] ^= 128
+    asks = [
+        (picture, "vae", GEOMETRY, FIRST_FRAME),
+        (Picture(changed), "vae", GEOMETRY, FIRST_FRAME),
+        (picture, "another", GEOMETRY, FIRST_FRAME),
+        (picture, "vae", GEOMETRY, {"policy": "concat", "video": "encode_zeros"}),
+    ]
+    for misses in (1, 0):
+        for given, fingerprint, geometry, facts in asks:
+            use = EncoderUse()
+            conditioner_of(tiers, fingerprint, **facts)(given, geometry, use)
+            assert use.misses == misses, (fingerprint, facts)

@@ -9,6 +9,7 @@ import numpy as np
 from .bundle import Bundle
 from .cost.profile_path import default_path
 from .denoise import Conditions, DenoiseResult, Embeddings
+from .embedding_tiers import EncoderUse
 from .engines import onnxruntime
 from .forecast import Band, Predicted
 from .machine import (
@@ -55,14 +56,14 @@ class Record:
     embeddings: Embeddings
     text: TextUse
     denoised: DenoiseResult
-    graphs: list[str]  # that ran, beside the text encoder's
+    graphs: list[str]  # that ran, beside the encoders'
     load: float
     queued: float
     denoise: float
-    image_encode: float | None  # None: a clip without a picture
+    picture: EncoderUse | None  # None: a clip without a picture
     vae_decode: float
     total: float
-    vae_engine_seconds: float  # of decoder, and of what encoded a picture
+    decoder_engine_seconds: float
 
 
 def write_receipt(record: Record) -> Receipt:
@@ -88,8 +89,9 @@ def write_receipt(record: Record) -> Receipt:
         tokens=Tokens(latent_tokens=tokens, tokens_processed=tokens * statistics.evaluations),
         evaluations=_evaluations(record.denoised),
         embedding_cache=CacheRecord(hits=record.text.hits, misses=record.text.misses),
+        image_cache=_image_cache(record.picture),
         seconds=_seconds(record),
-        engine_seconds=(record.text.engine_seconds + record.denoised.engine_seconds + record.vae_engine_seconds),
+        engine_seconds=_engine_seconds(record),
         peak_host_memory_bytes=peak_host_memory_bytes(),
         video_seconds=video_seconds,
         cost=cost,
@@ -139,13 +141,22 @@ def _seconds(record: Record) -> Seconds:
         queued=record.queued,
         tokenize=record.text.tokenize_seconds,
         text_encode=record.text.encode_seconds,
-        image_encode=record.image_encode,
+        image_encode=None if record.picture is None else record.picture.encode_seconds,
         denoise=record.denoise,
         per_step=list(record.denoised.statistics.row_seconds),
         vae_decode=record.vae_decode,
         encode_mp4=None,
         total=record.total,
     )
+
+
+def _engine_seconds(record: Record) -> float:
+    picture = 0.0 if record.picture is None else record.picture.engine_seconds
+    return record.text.engine_seconds + picture + record.denoised.engine_seconds + record.decoder_engine_seconds
+
+
+def _image_cache(picture: EncoderUse | None) -> CacheRecord | None:
+    return None if picture is None else CacheRecord(hits=picture.hits, misses=picture.misses)
 
 
 def _cost(price: float | None, cores: int, total_seconds: float, video_seconds: float) -> Cost:
@@ -200,7 +211,8 @@ def _guidance(request: ResolvedRequest) -> GuidanceRecord | None:
 
 def _hashes(record: Record) -> Hashes:
     files = record.bundle.manifest.files
-    ran = [*dict.fromkeys(record.text.ran), *record.graphs]
+    picture = () if record.picture is None else record.picture.ran
+    ran = list(dict.fromkeys((*record.text.ran, *picture, *record.graphs)))
     embeds = {"prompt": _sha256(record.embeddings.conditional)}
     if record.embeddings.unconditional is not None:
         embeds["negative_prompt"] = _sha256(record.embeddings.unconditional)
@@ -237,7 +249,7 @@ def _reasons(request: ResolvedRequest, program: SamplerProgram) -> dict[str, str
     elif request.guidance_interval is None:
         reasons["request.guidance.interval"] = "guidance was not kept to an interval"
     if request.image is None:
-        reasons["seconds.image_encode"] = reasons["hashes.image"] = "the request had no image"
+        reasons |= dict.fromkeys(("seconds.image_encode", "hashes.image", "image_cache"), "the request had no image")
     if request.latents is None:
         reasons["hashes.latents"] = "the start noise was drawn from the seed"
     if not _uses_seed(request, program):

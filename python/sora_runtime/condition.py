@@ -1,11 +1,14 @@
 """What an image-to-video transformer is shown of the picture: VAE latents, mask and the vision encoder's words."""
 
+import hashlib
 import time
 from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .embedding_tiers import EmbeddingTiers, EncoderUse
 from .engines.engine import Engine
 from .errors import BundleError
 from .geometry import Geometry
@@ -13,6 +16,51 @@ from .manifest import ImageFacts
 from .pixels import Picture
 
 Arrays = dict[str, NDArray[np.float32]]
+
+
+class Closable(Protocol):
+    """What holds an engine."""
+
+    def close(self) -> None:
+        """Give it back."""
+
+
+Opened = TypeVar("Opened", bound=Closable)
+
+
+class OnDemand(Generic[Opened]):
+    """An encoder that is opened when a picture first misses the cache; with a warm one it never is.
+
+    Args:
+        open_encoder: opens its engines.
+        graphs: of these.
+        fingerprint: names graphs and weights by content.
+    """
+
+    def __init__(self, open_encoder: Callable[[], Opened], *, graphs: tuple[str, ...], fingerprint: str) -> None:
+        self._open = open_encoder
+        self._encoder: Opened | None = None
+        self.graphs = graphs
+        self.fingerprint = fingerprint
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it was opened."""
+        return self._encoder is not None
+
+    def get(self, use: EncoderUse) -> Opened:
+        """The encoder; `use` gets the time that opening it takes."""
+        if self._encoder is None:
+            start = time.perf_counter()
+            self._encoder = self._open()
+            use.load_seconds += time.perf_counter() - start
+        return self._encoder
+
+    def close(self) -> None:
+        """Give back the engines."""
+        if self._encoder is not None:
+            self._encoder.close()
+            self._encoder = None
 
 
 class ChunkEncoder:
@@ -84,38 +132,66 @@ def start_latents(noise: NDArray[np.float32], condition: NDArray[np.float32], fa
 
 
 class ImageConditioner:
-    """Makes the transformer's inputs `condition` and `image_embeds` of a picture.
+    """Makes the transformer's inputs `condition` and `image_embeds` of a picture, each encoded once.
 
     Args:
         facts: how the model takes its picture.
         vae_encoder: at the clip's size.
         image_encoder: engine pixel_values -> image_embeds, where the model has one.
+        tiers: where encodings are kept, by the fitted picture's pixels.
     """
 
-    def __init__(self, facts: ImageFacts, vae_encoder: ChunkEncoder, image_encoder: Engine | None) -> None:
+    def __init__(
+        self,
+        facts: ImageFacts,
+        vae_encoder: OnDemand[ChunkEncoder],
+        image_encoder: OnDemand[Engine] | None,
+        tiers: EmbeddingTiers,
+    ) -> None:
         self._facts = facts
         self._vae_encoder = vae_encoder
         self._image_encoder = image_encoder
-        self._image_seconds = 0.0
-        self.observe: Callable[[Arrays], None] | None = None
-        """Called with the vision encoder's inputs before it runs."""
+        self._tiers = tiers
+        self.observe: Callable[[str, Arrays], None] | None = None
+        """Called with the vision encoder's graph and inputs before it runs."""
 
     @property
-    def seconds(self) -> float:
-        """Inside the engines, over all clips."""
-        return self._vae_encoder.seconds + self._image_seconds
+    def loaded(self) -> bool:
+        """Whether any encoder was opened."""
+        return self._vae_encoder.loaded or (self._image_encoder is not None and self._image_encoder.loaded)
 
-    def __call__(self, picture: Picture, geometry: Geometry) -> Arrays:
-        """`condition` float32 [1, n, frames or 1, rows, columns] and, with a vision encoder, `image_embeds`."""
-        facts = self._facts
+    def __call__(self, picture: Picture, geometry: Geometry, use: EncoderUse | None = None) -> Arrays:
+        """`condition` float32 [1, n, frames or 1, rows, columns] and, with a vision encoder, `image_embeds`.
+
+        Args:
+            picture: as it was given.
+            geometry: of the clip.
+            use: gets the time it takes, and whether the encodings were there.
+        """
+        facts, use = self._facts, EncoderUse() if use is None else use
+        start, loaded_before = time.perf_counter(), use.load_seconds
         zeros = geometry.num_frames - 1 if facts.video == "encode_zeros" else 0
         if facts.fit == "crop":
             picture = picture.covering(geometry.height, geometry.width)
-        latents = self._vae_encoder.encode(picture.frame(geometry.height, geometry.width), zeros)
+        latents = self._latents(picture.frame(geometry.height, geometry.width), zeros, use)
         arrays = {"condition": self._condition(latents, geometry)}
         if facts.image_encoder is not None and self._image_encoder is not None:
-            arrays["image_embeds"] = self._embed(picture.pixel_values(facts.image_encoder))
+            arrays["image_embeds"] = self._embeds(self._image_encoder, picture.pixel_values(facts.image_encoder), use)
+        use.encode_seconds += time.perf_counter() - start - (use.load_seconds - loaded_before)
         return arrays
+
+    def _latents(self, frame: NDArray[np.float32], zero_frames: int, use: EncoderUse) -> NDArray[np.float32]:
+        def encode() -> NDArray[np.float32]:
+            encoder = self._vae_encoder.get(use)
+            before = encoder.seconds
+            latents = encoder.encode(frame, zero_frames)
+            use.engine_seconds += encoder.seconds - before
+            return latents.astype(np.float32, copy=False)
+
+        key = _key(self._vae_encoder.fingerprint, frame, f"{zero_frames} zeros")
+        latents, found = self._tiers.get(key, None, encode)
+        use.note(found, self._vae_encoder.graphs)
+        return latents
 
     def _condition(self, latents: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
         facts = self._facts
@@ -130,16 +206,22 @@ class ImageConditioner:
         mask[:, :, 0] = 1.0
         return np.concatenate((mask, full) if facts.mask == "before" else (full, mask), axis=1)
 
-    def _embed(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        engine = self._image_encoder
-        assert engine is not None
-        if self.observe is not None:
-            self.observe({"pixel_values": pixel_values})
-        embeds = engine.outputs["image_embeds"].empty()
-        binding = engine.bind({"pixel_values": pixel_values, "image_embeds": embeds})
-        start = time.perf_counter()
-        binding.run()
-        self._image_seconds += time.perf_counter() - start
+    def _embeds(
+        self, encoder: OnDemand[Engine], pixel_values: NDArray[np.float32], use: EncoderUse
+    ) -> NDArray[np.float32]:
+        def encode() -> NDArray[np.float32]:
+            engine = encoder.get(use)
+            if self.observe is not None:
+                self.observe(encoder.graphs[0], {"pixel_values": pixel_values})
+            embeds = engine.outputs["image_embeds"].empty()
+            binding = engine.bind({"pixel_values": pixel_values, "image_embeds": embeds})
+            start = time.perf_counter()
+            binding.run()
+            use.engine_seconds += time.perf_counter() - start
+            return embeds.astype(np.float32, copy=False)
+
+        embeds, found = self._tiers.get(_key(encoder.fingerprint, pixel_values, "pixel_values"), None, encode)
+        use.note(found, encoder.graphs)
         return embeds
 
     def close(self) -> None:
@@ -147,3 +229,10 @@ class ImageConditioner:
         self._vae_encoder.close()
         if self._image_encoder is not None:
             self._image_encoder.close()
+
+
+def _key(fingerprint: str, shown: NDArray[np.float32], how: str) -> bytes:
+    """Of the encoder's graphs and weights, the output's dtype, and the picture as the encoder is shown it."""
+    content = hashlib.sha256(f"{fingerprint} float32 {how} {list(shown.shape)} ".encode())
+    content.update(np.ascontiguousarray(shown).tobytes())
+    return content.digest()

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .bundle import Bundle
-from .embedding_store import EmbeddingStore
+from .embedding_tiers import EmbeddingTiers
 from .manifest import TextEncoderRecord
 from .pixels import Picture
 from .stages import open_engine
@@ -16,6 +16,9 @@ from .turns import stop_if_cancelled
 
 Report = Callable[[str, int, int], None]
 
+RESIDENT = "negative_prompt"
+"""The text that nearly every clip shares: never encoded twice, however many prompts pass through the cache."""
+
 
 class TextEncoders:
     """The text encoders of a bundle; each engine is made when a prompt first misses the cache.
@@ -23,24 +26,20 @@ class TextEncoders:
     Args:
         bundle: whose encoders they are.
         num_threads: of the engines.
-        cache: the embedding cache in memory.
-        store: the embedding cache on disk, if any.
+        tiers: where their outputs are kept.
 
     Raises:
         BundleError: a tokenizer cannot be read.
     """
 
-    def __init__(
-        self, bundle: Bundle, *, num_threads: int, cache: _core.EmbeddingCache, store: EmbeddingStore | None
-    ) -> None:
+    def __init__(self, bundle: Bundle, *, num_threads: int, tiers: EmbeddingTiers) -> None:
         def encoder(record: TextEncoderRecord) -> TextEncoder:
             return TextEncoder(
                 record,
                 PromptTokenizer(bundle.path(record.tokenizer), record),
                 lambda: open_engine(bundle, record.graph, num_threads=num_threads),
                 fingerprint=bundle.fingerprint(record.graph),
-                cache=cache,
-                store=store,
+                tiers=tiers,
             )
 
         records = bundle.manifest.components.text_encoders
@@ -78,13 +77,13 @@ class TextEncoders:
         report("tokenize", len(texts), len(texts))
         embedded: list[dict[str, NDArray[np.float32]]] = []
         report("text_encode", 0, len(texts))
-        for tokens in ids:
+        for (text_name, _), tokens in zip(texts, ids, strict=True):
             outputs: dict[str, NDArray[np.float32]] = {}
             for encoder, own in zip(encoders, tokens, strict=True):
                 stop_if_cancelled(cancel, "before the text encoder")
                 seen = encoder.record.image_input
                 pixels = None if seen is None or image is None else image.pixel_values(seen)
-                outputs |= encoder.embed(own, use, pixels)
+                outputs |= encoder.embed(own, use, pixels, resident=text_name == RESIDENT)
             embedded.append(outputs)
             report("text_encode", len(embedded), len(texts))
         return embedded, use

@@ -106,7 +106,7 @@ class Evaluations(_Record):
 
 
 class CacheRecord(_Record):
-    """How often this clip found its prompts in the embedding cache."""
+    """How often this clip found in the embedding cache what an encoder would have computed."""
 
     hits: int
     misses: int
@@ -162,7 +162,8 @@ class Receipt(_Record):
     request: RequestRecord
     tokens: Tokens
     evaluations: Evaluations
-    embedding_cache: CacheRecord | None
+    embedding_cache: CacheRecord | None  # of its prompts
+    image_cache: CacheRecord | None = None  # of what is encoded of its picture; null without one
     seconds: Seconds
     engine_seconds: float  # inside networks alone; on a GPU machine these are its GPU-seconds
     peak_host_memory_bytes: int | None  # of the process over its life so far, not of this clip alone
@@ -226,11 +227,12 @@ class Receipt(_Record):
         ]
 
     def _stage_lines(self) -> list[tuple[str, str]]:
-        s, cache = self.seconds, self.embedding_cache
+        s = self.seconds
         encode = "not written" if s.encode_mp4 is None else f"{s.encode_mp4:.2f} s"
         load = "" if s.load is None or self.estimated else f" (load {s.load:.2f} s before)"
         return [
-            ("embedding cache", "" if cache is None else f"{cache.hits} hits, {cache.misses} misses"),
+            ("embedding cache", _counts(self.embedding_cache)),
+            ("image cache", _counts(self.image_cache)),
             ("tokenize", "" if s.tokenize is None else f"{s.tokenize * 1e3:.1f} ms"),
             ("text_encode", f"{s.text_encode * 1e3:.1f} ms"),
             ("image_encode", "" if s.image_encode is None else f"{s.image_encode * 1e3:.1f} ms"),
@@ -261,6 +263,10 @@ class Receipt(_Record):
             ("cost per clip", f"{c.usd_per_clip:.8f} USD"),
             ("cost per second", f"{c.usd_per_generated_second:.8f} USD of generated video"),
         ]
+
+
+def _counts(cache: CacheRecord | None) -> str:
+    return "" if cache is None else f"{cache.hits} hits, {cache.misses} misses"
 
 
 def cost_of(

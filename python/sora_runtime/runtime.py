@@ -13,7 +13,6 @@ noise -> denoiser and fused step, once a row -> latents -> decoder, chunk by chu
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -24,12 +23,12 @@ from . import _core
 from .billing import Record, write_receipt
 from .bundle import Bundle, Verify
 from .clip import Clip
-from .condition import start_latents
 from .decode import collect_frames
-from .denoise import DenoiseResult, Embeddings
+from .denoise import Embeddings
 from .embedding_store import EmbeddingStore
+from .embedding_tiers import EmbeddingTiers
 from .encoders import TextEncoders
-from .errors import Cancelled, EngineError, InvalidRequest
+from .errors import EngineError, InvalidRequest
 from .machine import available_cores
 from .manifest import TransformerBucket
 from .programs import Programs
@@ -37,7 +36,7 @@ from .request import RequestFields, ResolvedRequest, resolve
 from .sampling import SamplerProgram
 from .stages import Stages
 from .text import DEFAULT_CACHE_BYTES, TextUse
-from .turns import Turns, stop_if_cancelled
+from .turns import Turns
 
 OnProgress = Callable[[str, int, int], None]
 Observer = Callable[[str, Mapping[str, NDArray[Any]]], None]
@@ -66,9 +65,8 @@ class Runtime:
         self.bundle = bundle
         self.num_threads = cores if num_threads is None else num_threads
         self.embedding_cache = embedding_cache or _core.EmbeddingCache(DEFAULT_CACHE_BYTES)
-        self.text_encoders = TextEncoders(
-            bundle, num_threads=self.num_threads, cache=self.embedding_cache, store=embedding_store
-        )
+        self._tiers = EmbeddingTiers(self.embedding_cache, embedding_store)
+        self.text_encoders = TextEncoders(bundle, num_threads=self.num_threads, tiers=self._tiers)
         self._programs = Programs(bundle)
         self._stages: dict[TransformerBucket, Stages] = {}
         self._turns = Turns()
@@ -147,13 +145,15 @@ class Runtime:
             granted = time.perf_counter()
             stages = self._stages_of(resolved)
             loading = use.load_seconds + time.perf_counter() - granted
+            embeddings, picture = stages.condition(embeddings, resolved, report, cancel)
+            loading += 0.0 if picture is None else picture.load_seconds
             self.load_seconds += loading
-            vae_before = stages.vae_seconds
-            embeddings, image_seconds = self._condition(stages, resolved, embeddings, report, cancel)
-            denoised, denoise_seconds = self._denoise(stages, resolved, program, embeddings, report, cancel)
+            begun, decoder_before = time.perf_counter(), stages.decoder.seconds
+            denoised = stages.denoise(program, embeddings, resolved, report, cancel)
+            denoise_seconds = time.perf_counter() - begun
             chunks = stages.decoder.rgb8_chunks(denoised.latents, num_threads=self.num_threads)
             frames, decode_seconds = collect_frames(chunks, resolved.geometry, report, on_frames, cancel)
-            vae_engine_seconds = stages.vae_seconds - vae_before
+            decoder_seconds = stages.decoder.seconds - decoder_before
         record = Record(
             bundle=self.bundle,
             num_threads=self.num_threads,
@@ -167,10 +167,10 @@ class Runtime:
             load=self.load_seconds,
             queued=granted - asked,
             denoise=denoise_seconds,
-            image_encode=image_seconds,
+            picture=picture,
             vae_decode=decode_seconds,
             total=time.perf_counter() - start - loading - (granted - asked),
-            vae_engine_seconds=vae_engine_seconds,
+            decoder_engine_seconds=decoder_seconds,
         )
         norms = denoised.statistics.norms if program.reuse.criterion != "none" else None
         return Clip(frames, resolved.fps, denoised.latents, write_receipt(record), norms)
@@ -218,72 +218,11 @@ class Runtime:
         branches, use = self.text_encoders.embed(texts, request.image, report, cancel)
         return Embeddings(branches[0], branches[1] if len(branches) > 1 else None), use
 
-    def _condition(
-        self,
-        stages: Stages,
-        request: ResolvedRequest,
-        embeddings: Embeddings,
-        report: OnProgress,
-        cancel: _core.CancelToken | None,
-    ) -> tuple[Embeddings, float | None]:
-        """Adds what both branches share: embedded guidance and the picture; and the seconds the picture took."""
-        shared: dict[str, NDArray[np.float32]] = {}
-        scale = self.bundle.manifest.facts.embedded_guidance
-        if scale is not None:
-            shared["guidance"] = np.array([request.guidance_scale * scale], np.float32)
-        if request.image is None or stages.conditioner is None:
-            return replace(embeddings, shared=shared), None
-        stop_if_cancelled(cancel, "before the image encoder")
-        start = time.perf_counter()
-        report("image_encode", 0, 1)
-        shared |= stages.conditioner(request.image, request.geometry)
-        report("image_encode", 1, 1)
-        return replace(embeddings, shared=shared), time.perf_counter() - start
-
-    def _denoise(
-        self,
-        stages: Stages,
-        request: ResolvedRequest,
-        program: SamplerProgram,
-        embeddings: Embeddings,
-        report: OnProgress,
-        cancel: _core.CancelToken | None,
-    ) -> tuple[DenoiseResult, float]:
-        start = time.perf_counter()
-        latents = request.latents
-        # Stream 0 is the start noise; a caller may have drawn theirs from it.
-        first_stream = 0 if latents is None else 1
-        noise = _core.NoiseGenerator(
-            request.seed, rng=request.rng, first_stream=first_stream, num_threads=self.num_threads
-        )
-        if latents is None:
-            latents = noise.normal(stages.denoiser.latent_shape)
-        facts = self.bundle.manifest.facts.image if request.image is not None else None
-        if facts is not None:
-            latents = start_latents(latents, embeddings.shared["condition"], facts)
-        rows = len(program.rows)
-        report("denoise", 0, rows)
-        try:
-            result = stages.denoiser.run(
-                program,
-                embeddings,
-                latents,
-                noise=noise,
-                on_step=lambda done: report("denoise", done, rows),
-                cancel=cancel,
-            )
-        except _core.CancelledError as error:
-            raise Cancelled(str(error)) from error
-        latents = result.latents
-        if facts is not None and facts.policy == "first_frame":
-            latents[:, :, :1] = embeddings.shared["condition"]
-        # Frames that only filled up a patch are not decoded.
-        result = replace(result, latents=np.ascontiguousarray(latents[:, :, request.geometry.padding :]))
-        return result, time.perf_counter() - start
-
     def _stages_of(self, request: ResolvedRequest) -> Stages:
         if request.bucket not in self._stages:
-            stages = Stages.load(self.bundle, request.bucket, request.geometry, num_threads=self.num_threads)
+            stages = Stages.load(
+                self.bundle, request.bucket, request.geometry, num_threads=self.num_threads, tiers=self._tiers
+            )
             if self._observer is not None:
                 stages.observe(self._observer)
             self._stages[request.bucket] = stages

@@ -1,21 +1,27 @@
 """The engines of one shape bucket: its denoisers, its decoder and what encodes a picture for it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from . import _core
 from .bundle import Bundle
-from .condition import ChunkEncoder, ImageConditioner
+from .condition import ChunkEncoder, ImageConditioner, OnDemand, start_latents
 from .decode import ChunkDecoder, Decoder
-from .denoise import Denoiser
+from .denoise import Denoiser, DenoiseResult, Embeddings
+from .embedding_tiers import EmbeddingTiers, EncoderUse
 from .engines.engine import Engine
 from .engines.onnxruntime import OnnxRuntimeEngine
-from .errors import BundleError, EngineError
+from .errors import BundleError, Cancelled, EngineError
 from .geometry import Geometry
 from .manifest import ChunkBucket, ChunkedVae, TransformerBucket
+from .request import ResolvedRequest
+from .sampling import SamplerProgram
 from .tiles import TiledDecoder
+from .turns import stop_if_cancelled
 
 
 def open_engine(bundle: Bundle, graph: str, *, num_threads: int) -> Engine:
@@ -33,19 +39,40 @@ def open_engine(bundle: Bundle, graph: str, *, num_threads: int) -> Engine:
     return OnnxRuntimeEngine(bundle.path(graph), num_threads=num_threads)
 
 
+Report = Callable[[str, int, int], None]
+
+
 @dataclass(frozen=True)
 class Stages:
     """What turns noise into frames at one size, length and task."""
 
+    bundle: Bundle
+    num_threads: int
     denoiser: Denoiser
     decoder: Decoder
     conditioner: ImageConditioner | None
-    graphs: list[str]  # of the bundle, for the receipt; the transformers' come first
-    image_encoder: str | None  # its graph, where pictures are also seen by a vision encoder
+    graphs: list[str]  # of denoisers and decoder, for the receipt; the transformers' come first
 
     @classmethod
-    def load(cls, bundle: Bundle, bucket: TransformerBucket, geometry: Geometry, *, num_threads: int) -> "Stages":
+    def load(
+        cls,
+        bundle: Bundle,
+        bucket: TransformerBucket,
+        geometry: Geometry,
+        *,
+        num_threads: int,
+        tiers: EmbeddingTiers,
+    ) -> "Stages":
         """Open the engines of a bucket, whose latents must be those of `geometry`.
+
+        What encodes pictures is opened when one misses the cache.
+
+        Args:
+            bundle: whose.
+            bucket: the transformer's.
+            geometry: of the clips.
+            num_threads: of engines and sampler.
+            tiers: where encodings of pictures are kept.
 
         Raises:
             BundleError: a component has no graph of this shape, or a graph is not what the facts say.
@@ -59,21 +86,75 @@ class Stages:
                 f"{list(geometry.latent_shape)}; rebuild the bundle"
             )
         decoder = opener.decoder()
-        conditioner = opener.conditioner() if bucket.task == "i2v" else None
-        image = bundle.manifest.components.image_encoder
-        return cls(denoiser, decoder, conditioner, opener.graphs, image.graph if conditioner and image else None)
-
-    @property
-    def vae_seconds(self) -> float:
-        """Inside the engines of decoder and picture encoders, over all clips."""
-        return self.decoder.seconds + (0.0 if self.conditioner is None else self.conditioner.seconds)
+        conditioner = opener.conditioner(tiers) if bucket.task == "i2v" else None
+        return cls(bundle, num_threads, denoiser, decoder, conditioner, opener.graphs)
 
     def observe(self, observer: Callable[[str, Mapping[str, NDArray[Any]]], None]) -> None:
         """Hand `observer` the graph file and the inputs of every evaluation but the VAE's."""
         self.denoiser.observe = lambda engine, inputs: observer(self.graphs[engine], inputs)
-        if self.conditioner is not None and self.image_encoder is not None:
-            graph = self.image_encoder
-            self.conditioner.observe = lambda inputs: observer(graph, inputs)
+        if self.conditioner is not None:
+            self.conditioner.observe = observer
+
+    def condition(
+        self, embeddings: Embeddings, request: ResolvedRequest, report: Report, cancel: _core.CancelToken | None
+    ) -> tuple[Embeddings, EncoderUse | None]:
+        """Adds what both branches share: embedded guidance and the picture; and what the picture took, if any."""
+        shared: dict[str, NDArray[np.float32]] = {}
+        scale = self.bundle.manifest.facts.embedded_guidance
+        if scale is not None:
+            shared["guidance"] = np.array([request.guidance_scale * scale], np.float32)
+        if request.image is None or self.conditioner is None:
+            return replace(embeddings, shared=shared), None
+        stop_if_cancelled(cancel, "before the image encoder")
+        use = EncoderUse()
+        report("image_encode", 0, 1)
+        shared |= self.conditioner(request.image, request.geometry, use)
+        report("image_encode", 1, 1)
+        return replace(embeddings, shared=shared), use
+
+    def denoise(
+        self,
+        program: SamplerProgram,
+        embeddings: Embeddings,
+        request: ResolvedRequest,
+        report: Report,
+        cancel: _core.CancelToken | None,
+    ) -> DenoiseResult:
+        """Clip latents, as the decoder takes them, of a request.
+
+        Raises:
+            Cancelled: stopped through `cancel`.
+            EngineError: an engine failed, or the latents diverged.
+        """
+        latents = request.latents
+        # Stream 0 is the start noise; a caller may have drawn theirs from it.
+        first_stream = 0 if latents is None else 1
+        noise = _core.NoiseGenerator(
+            request.seed, rng=request.rng, first_stream=first_stream, num_threads=self.num_threads
+        )
+        if latents is None:
+            latents = noise.normal(self.denoiser.latent_shape)
+        facts = self.bundle.manifest.facts.image if request.image is not None else None
+        if facts is not None:
+            latents = start_latents(latents, embeddings.shared["condition"], facts)
+        rows = len(program.rows)
+        report("denoise", 0, rows)
+        try:
+            result = self.denoiser.run(
+                program,
+                embeddings,
+                latents,
+                noise=noise,
+                on_step=lambda done: report("denoise", done, rows),
+                cancel=cancel,
+            )
+        except _core.CancelledError as error:
+            raise Cancelled(str(error)) from error
+        latents = result.latents
+        if facts is not None and facts.policy == "first_frame":
+            latents[:, :, :1] = embeddings.shared["condition"]
+        # Frames that only filled up a patch are not decoded.
+        return replace(result, latents=np.ascontiguousarray(latents[:, :, request.geometry.padding :]))
 
     def close(self) -> None:
         """Give back the engines."""
@@ -116,18 +197,26 @@ class _Opener:
                 return TiledDecoder(self._open(tiled.graph), tiled)
         raise BundleError(self._missing("decoder"))
 
-    def conditioner(self) -> ImageConditioner:
-        manifest = self.bundle.manifest
-        components, facts = manifest.components, manifest.facts.image
+    def conditioner(self, tiers: EmbeddingTiers) -> ImageConditioner:
+        components, facts = self.bundle.manifest.components, self.bundle.manifest.facts.image
         if facts is None or components.vae_encoder is None:
             raise BundleError(self._missing("VAE encoder"))
         chunk = self._chunk(components.vae_encoder, "VAE encoder")
-        first = self._open(chunk.first)
-        following = self._open(chunk.next) if chunk.next and facts.video == "encode_zeros" else None
-        image = components.image_encoder
-        return ImageConditioner(
-            facts, ChunkEncoder(first, following), None if image is None else self._open(image.graph)
-        )
+        following = chunk.next if facts.video == "encode_zeros" else None
+        graphs = (chunk.first,) if following is None else (chunk.first, following)
+
+        def open_vae() -> ChunkEncoder:
+            return ChunkEncoder(self._engine(chunk.first), None if following is None else self._engine(following))
+
+        vae = OnDemand(open_vae, graphs=graphs, fingerprint=self._fingerprint(graphs))
+        image = None if components.image_encoder is None else self._vision(components.image_encoder.graph)
+        return ImageConditioner(facts, vae, image, tiers)
+
+    def _vision(self, graph: str) -> OnDemand[Engine]:
+        return OnDemand(lambda: self._engine(graph), graphs=(graph,), fingerprint=self._fingerprint((graph,)))
+
+    def _fingerprint(self, graphs: tuple[str, ...]) -> str:
+        return " ".join(self.bundle.fingerprint(graph) for graph in graphs)
 
     def _chunk(self, vae: ChunkedVae, what: str) -> ChunkBucket:
         bucket = self.bucket
@@ -140,9 +229,12 @@ class _Opener:
         raise BundleError(self._missing(what))
 
     def _open(self, graph: str) -> Engine:
-        engine = open_engine(self.bundle, graph, num_threads=self.num_threads)
+        engine = self._engine(graph)
         self.graphs.append(graph)
         return engine
+
+    def _engine(self, graph: str) -> Engine:
+        return open_engine(self.bundle, graph, num_threads=self.num_threads)
 
     def _missing(self, what: str) -> str:
         bucket = self.bucket

@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from . import _core
-from .embedding_store import EmbeddingStore
+from .embedding_tiers import EmbeddingTiers, EncoderUse
 from .engines.engine import Array, Engine
 from .errors import BundleError, InvalidRequest
 from .manifest import TextEncoderRecord
@@ -108,20 +107,14 @@ class PromptTokenizer:
 
 
 @dataclass
-class TextUse:
-    """What the prompts of one clip took; seconds of wall time."""
+class TextUse(EncoderUse):
+    """What the prompts of one clip took."""
 
-    hits: int = 0
-    misses: int = 0  # each ran a text encoder
-    ran: tuple[str, ...] = ()  # graphs of the encoders that ran
     tokenize_seconds: float = 0.0
-    encode_seconds: float = 0.0  # waiting for another thread that computes the same prompt included
-    engine_seconds: float = 0.0  # of encode_seconds, inside the network
-    load_seconds: float = 0.0  # making the engine, not in encode_seconds
 
 
 class TextEncoder:
-    """A text encoder's outputs for a prompt, computed once: memory cache, then disk store, then the engine.
+    """A text encoder's outputs for a prompt, computed once.
 
     The engine is made by `load_engine` when a prompt is first missed; with a warm cache it never is.
 
@@ -130,8 +123,7 @@ class TextEncoder:
         tokenizer: of the encoder.
         load_engine: makes the engine.
         fingerprint: names the engine's graph and weights by content; part of every key.
-        cache: the memory tier; may be shared between runtimes.
-        store: the disk tier, if any.
+        tiers: where outputs are kept.
     """
 
     def __init__(
@@ -141,16 +133,14 @@ class TextEncoder:
         load_engine: Callable[[], Engine],
         *,
         fingerprint: str,
-        cache: _core.EmbeddingCache,
-        store: EmbeddingStore | None,
+        tiers: EmbeddingTiers,
     ) -> None:
         self.record = record
         self._tokenizer = tokenizer
         self._load_engine = load_engine
-        self._fingerprint = fingerprint.encode()
+        self._fingerprint = fingerprint
         self._size = sum(math.prod(shape) for shape in record.outputs.values())
-        self._cache = cache
-        self._store = store
+        self._tiers = tiers
         self._engine: Engine | None = None
         self.observe: Callable[[str, Mapping[str, Array]], None] | None = None
         """Called with the graph's name and its inputs before it runs."""
@@ -169,7 +159,12 @@ class TextEncoder:
         return ids
 
     def embed(
-        self, ids: TokenIds | None, use: TextUse, pixel_values: NDArray[np.float32] | None = None
+        self,
+        ids: TokenIds | None,
+        use: TextUse,
+        pixel_values: NDArray[np.float32] | None = None,
+        *,
+        resident: bool = False,
     ) -> dict[str, NDArray[np.float32]]:
         """The encoder's outputs, float32 of the record's shapes, read-only; zeros where there is no text.
 
@@ -177,33 +172,29 @@ class TextEncoder:
             ids: of `tokenize`.
             use: gets the time it takes.
             pixel_values: what an encoder that sees the picture is shown.
+            resident: keep this text's outputs whatever else is cached, until another such text comes.
         """
         if ids is None:
             return self._split(np.zeros(self._size, np.float32))
         start, loaded_before = time.perf_counter(), use.load_seconds
-        content = hashlib.sha256(self._fingerprint + ids.input_ids.tobytes() + ids.attention_mask.tobytes())
-        if pixel_values is not None:
-            content.update(pixel_values.tobytes())
-        key = content.digest()
-        computed = []
-
-        def compute() -> NDArray[np.float32]:
-            stored = self._store.read(key, (self._size,)) if self._store is not None else None
-            if stored is not None:
-                return stored
-            computed.append(True)
-            flat = self._encode(ids, use, pixel_values)
-            if self._store is not None:
-                self._store.write(key, flat)
-            return flat
-
-        flat = self._cache.get_or_compute(key, compute)
-        use.hits, use.misses = use.hits + (not computed), use.misses + bool(computed)
-        if computed:
-            use.ran += (self.record.graph,)
+        flat, found = self._tiers.get(
+            self._key(ids, pixel_values),
+            (self._size,),
+            lambda: self._encode(ids, use, pixel_values),
+            resident=self.record.graph if resident else None,
+        )
+        use.note(found, (self.record.graph,))
         loading = use.load_seconds - loaded_before
         use.encode_seconds += time.perf_counter() - start - loading
         return self._split(flat)
+
+    def _key(self, ids: TokenIds, pixel_values: NDArray[np.float32] | None) -> bytes:
+        """Of the encoder's graph and weights, the outputs' size and dtype, and all that the encoder is shown."""
+        content = hashlib.sha256(f"{self._fingerprint} float32[{self._size}] {ids.input_ids.shape[1]} ".encode())
+        content.update(ids.input_ids.tobytes() + ids.attention_mask.tobytes())
+        if pixel_values is not None:
+            content.update(pixel_values.tobytes())
+        return content.digest()
 
     def _split(self, flat: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """The outputs as views of the one vector that the cache keeps of a prompt."""

@@ -111,10 +111,12 @@ def _stages(receipt: Receipt) -> list[tuple[str, str, str, str]]:
     steps = seconds.per_step
     pace = f", {duration(sum(steps) / len(steps))} a step" if steps else ""
     cache = _cache(receipt, "embedding cache: {} hits, {} misses")
+    picture = receipt.image_cache
+    pictures = "" if picture is None else f"image cache: {picture.hits} hits, {picture.misses} misses"
     rows: list[tuple[str, float | None, str]] = [
         ("tokenize", seconds.tokenize, ""),
         ("text_encode", seconds.text_encode, cache),
-        *([("image_encode", seconds.image_encode, "")] if seconds.image_encode is not None else []),
+        *([("image_encode", seconds.image_encode, pictures)] if seconds.image_encode is not None else []),
         ("denoise", seconds.denoise, f"{made.made} evaluations, {made.skipped} skipped{pace}"),
         ("vae_decode", seconds.vae_decode, ""),
         ("encode_mp4", seconds.encode_mp4, receipt.reasons.get("seconds.encode_mp4", "")),

@@ -78,7 +78,7 @@ def _reasons(estimate: Estimate, receipt: Receipt) -> dict[str, str]:
     """Why each null is one, and why money is 0 where there is no price."""
     found = dict.fromkeys(_nulls(receipt.model_dump(exclude={"predicted", "reasons"})), _NOTHING_RAN)
     if "seconds.image_encode" in found:
-        found["seconds.image_encode"] = "the clip begins with no picture"
+        found["seconds.image_encode"] = found["image_cache"] = "the clip begins with no picture"
     if "request.guidance_scale" in found:
         found["request.guidance_scale"] = "the model takes none"
     if "forecast.energy_wh" in found:
