@@ -34,7 +34,7 @@ RANKS = [
     {"encoders"},
     {"cost"},
     {"billing", "foresight"},
-    {"budget"},
+    {"budget", "spending"},
     {"runtime"},
     {"bench", "reuse_fit", "reuse_calibration"},
     {"cli"},

@@ -144,7 +144,7 @@ class Foresight:
         if not found:
             return None
         seconds, name = min(found)
-        return Expected(_band(seconds, RECORDED_SPREAD), calls, None, None, f"recorded with preset '{name}'")
+        return Expected(_band(seconds, RECORDED_SPREAD), calls, None, None, f"the record of preset '{name}'")
 
     @cached_property
     def _machine(self) -> str | None:
@@ -160,7 +160,7 @@ def _as_before(clips: Sequence[PastClip]) -> Expected:
         statistics.fmean(clip.evaluations for clip in clips),
         statistics.median(clip.denoise for clip in clips),
         statistics.median(clip.decode for clip in clips),
-        f"{len(clips)} clip{'s' if len(clips) > 1 else ''} with these settings",
+        f"{_clips(clips)} with these settings",
     )
 
 
@@ -168,8 +168,12 @@ def _at_their_pace(clips: Sequence[PastClip], calls: float) -> Expected:
     denoise = calls * statistics.median(clip.denoise / max(clip.evaluations, 1) for clip in clips)
     decode = statistics.median(clip.decode for clip in clips)
     rest = statistics.median(clip.total - clip.denoise - clip.decode for clip in clips)
-    origin = f"the pace of {len(clips)} clip{'s' if len(clips) > 1 else ''} of this size"
+    origin = f"the pace of {_clips(clips)} of this size"
     return Expected(_band(denoise + decode + rest, OWN_SPREAD), calls, denoise, decode, origin)
+
+
+def _clips(clips: Sequence[PastClip]) -> str:
+    return f"{len(clips)} clips" if len(clips) > 1 else "one clip"
 
 
 def _by_stages(prediction: "Prediction", calls: float, origin: str) -> Expected:

@@ -7,6 +7,7 @@ Times are seconds of wall clock, money is USD.
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from .budget_record import BudgetRecord
 from .forecast import Forecast, Predicted
 from .reuse_record import ReuseSettings
 
@@ -173,6 +174,7 @@ class Receipt(_Record):
     estimated: bool = False
     forecast: Forecast | None = None  # of an estimate
     predicted: Predicted | None = None  # of a measured clip, where a machine profile was at hand
+    budget: BudgetRecord | None = None  # of a request with max_usd or deadline_s
     reasons: dict[str, str] = Field(default_factory=dict)
 
     # What the last file took beyond the time inside `generate`; replaced, not added, by the next one.

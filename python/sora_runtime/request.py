@@ -14,6 +14,7 @@ from .geometry import Geometry, Strides
 from .manifest import Manifest, TransformerBucket
 from .pixels import Picture, read_picture
 from .preset_use import UsedPreset, damaged, find_preset, settings_of, sized, under
+from .presets import Preset
 from .request_settings import checked_integer, checked_number, checked_settings, checked_text
 from .sampling import GuidanceRule, StepReuse
 
@@ -136,8 +137,8 @@ def resolve(prompt: str, fields: Mapping[str, Any], manifest: Manifest) -> Resol
         geometry = replace(geometry, dropped_frames=facts.image.dropped_frames)
     settings = checked_settings(given, manifest)
     if preset is not None:
-        own = checked_settings(settings_of(preset.name, preset.preset, manifest), manifest)
-        preset = replace(preset, changed=tuple(name for name, value in settings.items() if value != own[name]))
+        _, own = _settings_of(preset.name, preset.preset, manifest)
+        preset = replace(preset, changed=_changed(settings, own))
     price = given.get("price_per_hour")
     return ResolvedRequest(
         prompt=words,
@@ -162,12 +163,34 @@ def _under_preset(given: dict[str, Any], manifest: Manifest) -> tuple[dict[str, 
     name = given["preset"]
     preset = find_preset(manifest, name)
     given = sized(given, name, preset)
+    return under(given, _settings_of(name, preset, manifest)[0]), UsedPreset(name, preset)
+
+
+def _settings_of(name: str, preset: Preset, manifest: Manifest) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A preset's settings as fields of a request, and as they are resolved where a request says no more."""
     settings = settings_of(name, preset, manifest)
     try:
-        checked_settings(settings, manifest)
+        return settings, checked_settings(settings, manifest)
     except InvalidRequest as error:
         raise damaged(name, manifest, error) from error
-    return under(given, settings), UsedPreset(name, preset)
+
+
+def _changed(settings: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(name for name, value in settings.items() if value != own[name])
+
+
+def with_preset(
+    request: ResolvedRequest, name: str, manifest: Manifest, kept: Mapping[str, Any] | None = None
+) -> ResolvedRequest:
+    """A request with the settings of a preset, which was measured at its size, in the place of its own but `kept`.
+
+    Raises:
+        BundleError: the preset holds what no request may.
+    """
+    preset = find_preset(manifest, name)
+    _, own = _settings_of(name, preset, manifest)
+    settings = {**own, **(kept or {})}
+    return replace(request, **settings, preset=UsedPreset(name, preset, _changed(settings, own)))
 
 
 def _budget(given: Mapping[str, Any]) -> Budget | None:
