@@ -4,7 +4,8 @@ A request with `max_usd` or `deadline_s` is served as it stands where that fits,
 that does: by the adherence on record, then PSNR, then SSIM. What the preset says then stands in the place of the
 request's own settings; a negative prompt that was given stays. "Fits" means the 90th percentile of the prediction.
 
-- `max_usd` bounds the receipt's total at `price_per_hour`. Loading and waiting for other clips are not in it.
+- `max_usd` bounds what the receipt bills at `price_per_hour` when `generate` returns. Loading, waiting for other clips
+  and finishing a file are not in it.
 - `deadline_s` counts from the call of `generate` to the last frame, with both.
 
 Once the engines are there, after each row of the sampler program and after each decoded chunk, what is left is held
@@ -19,8 +20,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .bundle import Bundle, Verify
 from .foresight import Expected, Foresight
 from .manifest import Manifest
+from .preset_use import open_preset
 from .presets import PRESET_SETTINGS, Preset
 from .programs import ChosenReuse, Programs
 from .request import ResolvedRequest, resolve, with_preset
@@ -54,6 +57,10 @@ class Option:
         """Network calls, as far as they are known."""
         return self.program.evaluations if self.expected is None else self.expected.evaluations
 
+    def fits(self, seconds: float) -> bool:
+        """Whether it takes no longer, with 90% probability; also where nothing is known of it."""
+        return self.expected is None or self.expected.seconds.p90 <= seconds
+
     def left_after(self, row: int, calls: int) -> float:
         """Network calls that are to come after so many rows and calls.
 
@@ -80,9 +87,9 @@ def options_of(
     options = [Option(asked, program, reuse, foresight.expect(asked, program))]
     said = {name: fields[name] for name in PRESET_SETTINGS if fields.get(name) is not None}
     kept = {name: said.pop(name) for name in ("negative_prompt",) if name in said}
-    presets = [(name, preset) for name, preset in manifest.presets.items() if _serves(preset, asked)]
-    for name, _ in sorted(presets, key=lambda item: _quality(item[1]), reverse=True):
-        if asked.preset is not None and asked.preset.name == name and not asked.preset.changed:
+    for name in _by_quality(manifest, asked):
+        itself = asked.preset is not None and asked.preset.name == name and not asked.preset.changed
+        if manifest.presets[name].bundle is not None or itself:
             continue
         request = with_preset(asked, name, manifest, kept)
         program, reuse = programs(request)
@@ -90,10 +97,53 @@ def options_of(
     return options
 
 
+def bundle_within(
+    bundle: Bundle, prompt: str, fields: Mapping[str, Any], *, num_threads: int, verify: Verify = "once"
+) -> str | None:
+    """The preset to load a bundle with, so that a request's budget is kept: one whose settings are for another bundle.
+
+    Args:
+        bundle: that was asked for.
+        prompt: the request's.
+        fields: the request's; without a preset.
+        num_threads: that the runtime will have.
+        verify: how other bundles are verified.
+
+    Returns:
+        None where the request fits as it stands, where a better preset of the bundle itself does, or nothing does.
+
+    Raises:
+        InvalidRequest: the request cannot be served as it stands.
+        BundleError: a preset, or the bundle that it is for, cannot be used.
+    """
+    own = options_of(prompt, fields, bundle.manifest, Programs(bundle), Foresight(bundle, num_threads))
+    asked = own[0].request
+    most = math.inf if asked.budget is None else asked.budget.seconds(asked.price_per_hour)
+    if own[0].fits(most):
+        return None
+    rest = {name: value for name, value in fields.items() if name not in PRESET_SETTINGS or name == "negative_prompt"}
+    for name in _by_quality(bundle.manifest, asked):
+        if bundle.manifest.presets[name].bundle is None:
+            if any(option.preset == name and option.fits(most) for option in own):
+                return None
+            continue
+        other = open_preset(bundle, name, verify)
+        foresight = Foresight(other, num_threads)
+        if options_of(prompt, {**rest, "preset": name}, other.manifest, Programs(other), foresight)[0].fits(most):
+            return name
+    return None
+
+
+def _by_quality(manifest: Manifest, request: ResolvedRequest) -> list[str]:
+    """The presets for clips like this one, the best first."""
+    presets = [(name, preset) for name, preset in manifest.presets.items() if _serves(preset, request)]
+    return [name for name, _ in sorted(presets, key=lambda item: _quality(item[1]), reverse=True)]
+
+
 def _serves(preset: Preset, request: ResolvedRequest) -> bool:
     bucket = request.bucket
     size = (preset.task, preset.height, preset.width, preset.num_frames)
-    return preset.bundle is None and size == (bucket.task, bucket.height, bucket.width, bucket.num_frames)
+    return size == (bucket.task, bucket.height, bucket.width, bucket.num_frames)
 
 
 def _quality(preset: Preset) -> tuple[float, float, float, float]:

@@ -66,6 +66,9 @@ class PresetRecord(_Record):
     name: str
     changed: list[str]  # settings that the request had otherwise
 
+    def __str__(self) -> str:
+        return f"{self.name}, changed: {', '.join(self.changed)}" if self.changed else self.name
+
 
 class RequestRecord(_Record):
     """The request with every default filled in: enough to make the same clip again."""
@@ -224,6 +227,8 @@ class Receipt(_Record):
             ("machine", f"{machine.gpu_count} x {machine.gpu}" if machine.gpu else host),
             ("clip", f"{r.width}x{r.height}, {r.num_frames} frames, {self.video_seconds:.2f} s"),
             ("sampler", f"{r.num_inference_steps} steps{f' {r.solver}' if r.solver else ''}{guidance}{reuse}{seed}"),
+            ("preset", "" if r.preset is None else _fitting(str(r.preset))),
+            ("budget", "" if self.budget is None else _fitting(str(self.budget))),
             ("tokens", f"{self.tokens.latent_tokens:,} latent, {self.tokens.tokens_processed:,} processed"),
             ("evaluations", f"{self.evaluations.made} made, {self.evaluations.skipped} skipped"),
         ]
@@ -269,6 +274,10 @@ class Receipt(_Record):
 
 def _counts(cache: CacheRecord | None) -> str:
     return "" if cache is None else f"{cache.hits} hits, {cache.misses} misses"
+
+
+def _fitting(text: str, columns: int = 62) -> str:
+    return text if len(text) <= columns else f"{text[: columns - 4]} ..."
 
 
 def cost_of(

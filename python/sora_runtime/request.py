@@ -1,6 +1,7 @@
 """A request for a clip: the caller's words, checked once, completed with the bundle's defaults."""
 
 import html
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,11 @@ class Budget:
 
     max_usd: float | None = None
     deadline_s: float | None = None
+
+    def seconds(self, price_per_hour: float | None) -> float:
+        """How long a clip may take at this price, in USD; infinity where nothing bounds it."""
+        most = math.inf if self.deadline_s is None else self.deadline_s
+        return min(most, self.max_usd * 3600 / price_per_hour) if self.max_usd is not None and price_per_hour else most
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ Spent = Callable[[], tuple[int, float]]
 
 _Made = TypeVar("_Made")
 # How many network calls a pace that was known beforehand counts for beside those that are measured.
-_PRIOR_CALLS = 4
+_PRIOR_CALLS = 8
 
 
 class Overrun(Exception):
@@ -50,7 +50,8 @@ class Spending:
     unbilled: float = 0.0
     option: Option = field(init=False)
     given_up: list[GivenUpRecord] = field(init=False, default_factory=list)
-    _pace: float | None = field(init=False, default=None)  # seconds a network call, as measured in this clip
+    _latest: float | None = field(init=False, default=None)  # seconds a network call of what is made now
+    _pace: float | None = field(init=False, default=None)  # the same of what was given up
     _mark: tuple[float, int] = field(init=False, default=(0.0, 0))  # since when, and how much was done then
     _tried: set[int] = field(init=False, default_factory=set)
 
@@ -70,7 +71,7 @@ class Spending:
         """
         left = self.left()
         for option in self.options:
-            if option.expected is None or option.expected.seconds.p90 <= left:
+            if option.fits(left):
                 self.option = option
                 return
         raise InvalidRequest(self._too_small())
@@ -147,14 +148,15 @@ class Spending:
         if done == 0:
             return
         # A pace known before counts beside the first calls, so that one slow row stops nothing.
-        known = self._known_pace()
+        known, measured, left = self._known_pace(), calls - self._mark[1], self.left()
         weight = 0 if known is None else _PRIOR_CALLS
-        measured = calls - self._mark[1]
-        to_come = self.option.left_after(done, calls)
-        pace = (now - self._mark[0] + weight * (known or 0.0)) / max(measured + weight, 1)
-        left, rest = self.left(), to_come * pace + self._decode(self.option, pace)
+        rest = 0.0  # as far as anything is known
+        if measured + weight > 0:
+            pace = (now - self._mark[0] + weight * (known or 0.0)) / (measured + weight)
+            rest = self.option.left_after(done, calls) * pace + self._decode(self.option, pace)
+            self._latest = pace
         if rest > left:
-            self._pace = pace if measured else self._pace
+            self._pace = self._latest
             raise Overrun(f"after {done} of {rows} steps", rest, left)
 
     def _known_pace(self) -> float | None:
@@ -167,9 +169,11 @@ class Spending:
         now = time.perf_counter()
         if done == 0 or self._mark[1] == 0:  # the first chunk warms the engine up
             self._mark = (now, done)
-        measured = done - self._mark[1]
-        each = (now - self._mark[0]) / measured if measured else self._decode(self.option, self._pace) / total
-        rest, left = (total - done) * each, self.left()
+        # What is known counts as half the frames: a chunk is a tenth of a second or half the clip.
+        known, measured = self._decode(self.option, self._latest) / total, done - self._mark[1]
+        weight = total / 2 if known or not measured else 0.0
+        rest = (total - done) * (now - self._mark[0] + weight * known) / (measured + weight)
+        left = self.left()
         if done < total and rest > left:
             raise self._exceeded(Overrun(f"after {done} of {total} decoded frames", rest, left))
 

@@ -20,11 +20,12 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
     image: option.Image = None,
     negative_prompt: option.NegativePrompt = None,
     seed: option.Seed = 0,
+    preset: option.Preset = None,
     steps: option.Steps = None,
     sigmas: option.Sigmas = None,
     timesteps: option.Timesteps = None,
     guidance_scale: option.GuidanceScale = None,
-    guidance_rescale: option.GuidanceRescale = 0.0,
+    guidance_rescale: option.GuidanceRescale = None,
     guidance_method: option.GuidanceMethod = None,
     guidance_interval: option.GuidanceInterval = None,
     guidance_decay: option.GuidanceDecay = None,
@@ -44,6 +45,8 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
     gif: option.Gif = None,
     frames_dir: option.FramesDir = None,
     json: option.Json = None,
+    max_usd: option.MaxUsd = None,
+    deadline: option.Deadline = None,
     price_per_hour: option.PricePerHour = None,
     threads: option.Threads = None,
     embedding_cache: option.EmbeddingCache = None,
@@ -79,11 +82,14 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
         step_reuse=None if step_reuse is None else step_reuse.value,
         reuse_threshold=reuse_threshold,
         force_step_reuse=force_step_reuse or None,
+        max_usd=max_usd,
+        deadline_s=deadline,
     )
     wanted = Outputs(out, gif, frames_dir)
     outputs = [wanted.numbered(index) for index in range(repeat)] if repeat > 1 else [wanted]
     check_all(outputs, json)
     loading = {"num_threads": threads, "verify": verify.value, "embedding_cache_dir": embedding_cache}
+    loading |= _given(preset=preset)
     receipts = _make_clips(_Job(model, loading, prompt, seed, request, outputs, json), quiet=quiet)
     if json == STDOUT:
         write_receipts(json, receipts, as_list=repeat > 1)
@@ -108,6 +114,20 @@ class _Job:
     json: Path | None
 
 
+def _with_preset(job: _Job) -> dict[str, Any]:
+    """What to load with: where only another bundle keeps the budget, also the preset that is for it."""
+    if job.loading.get("preset") is not None or not {"max_usd", "deadline_s"} & job.request.keys():
+        return job.loading
+    from sora_runtime.budget import bundle_within
+    from sora_runtime.bundle import Bundle
+    from sora_runtime.machine import available_cores
+
+    verify, threads = job.loading["verify"], job.loading["num_threads"] or available_cores()
+    bundle = Bundle.load(job.model, verify=verify)
+    found = bundle_within(bundle, job.prompt, job.request, num_threads=threads, verify=verify)
+    return {**job.loading, **_given(preset=found)}
+
+
 def _make_clips(job: _Job, *, quiet: bool) -> list[Receipt]:
     from sora_runtime.cli.clip import make_clip
     from sora_runtime.cli.progress import StageProgress
@@ -117,7 +137,7 @@ def _make_clips(job: _Job, *, quiet: bool) -> list[Receipt]:
     clips = len(job.outputs)
     with StageProgress(quiet=quiet) as progress:
         progress("load", 0, 0)
-        runtime = Runtime.load(job.model, **job.loading)
+        runtime = Runtime.load(job.model, **_with_preset(job))
         for index, files in enumerate(job.outputs):
             progress.next_clip(f"{index + 1}/{clips} " if clips > 1 else "")
             request = {**job.request, "seed": job.seed + index}
