@@ -16,7 +16,7 @@ import sora_runtime as sora
 from cost.machine_profile import made_up
 from preset_bundles import preset, with_presets, written
 from prompts import PROMPT
-from sora_runtime import decode, runtime, spending
+from sora_runtime import decode, runtime, spending, text
 from sora_runtime.budget import bundle_within, options_of
 from sora_runtime.cost.profile import save_profile
 from sora_runtime.foresight import Foresight, PastClip
@@ -60,7 +60,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (runtime, spending, decode):
+    for module in (runtime, spending, decode, text):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
@@ -204,7 +204,7 @@ def test_a_clip_that_turns_out_slow_is_begun_anew_with_a_cheaper_preset(clock: C
     assert "after 4 s given up" in str(clip.receipt)
     # What was given up is not taken for its pace; and it is the preset's own clip, not a mixture.
     request = resolve(PROMPT, {"preset": "draft"}, own.bundle.manifest)
-    expected = own._foresight.expect(request, own.program(request))  # noqa: SLF001
+    expected = own._foresight.expect(request, own.program(request))
     assert expected is not None and expected.seconds.p50 == pytest.approx(2.5)
     again = own.generate(PROMPT, seed=3, preset="draft")
     np.testing.assert_array_equal(again.latents, clip.latents)
@@ -256,7 +256,7 @@ def test_one_slow_row_stops_nothing(clock: Clock) -> None:
 
 def test_a_clip_of_which_nothing_is_known_is_watched(clock: Clock) -> None:
     own = loaded({})
-    with pytest.raises(sora.BudgetExceeded, match="^stopped after 2 of 10 steps: deadline_s = 6 leaves 4 s"):
+    with pytest.raises(sora.BudgetExceeded, match=r"^stopped after 2 of 10 steps: deadline_s = 6 leaves 4 s"):
         made(own, clock, deadline_s=6.0)
     clip = made(own, clock, deadline_s=12.0)
     (option,) = record_of(clip).options
@@ -268,19 +268,19 @@ def test_a_clip_of_which_nothing_is_known_is_watched(clock: Clock) -> None:
 def test_waiting_counts_for_the_deadline_and_not_for_the_bill(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     own = loaded()
     made(own, clock)
-    turn = own._turns.turn  # noqa: SLF001
+    turn = own._turns.turn
 
     def late(cancel: object = None) -> Any:
         clock.now += 8.0
         return turn(cancel)
 
-    monkeypatch.setattr(own._turns, "turn", late)  # noqa: SLF001
+    monkeypatch.setattr(own._turns, "turn", late)
     clip = made(own, clock, max_usd=13.0, price_per_hour=3600.0)
     assert clip.receipt.seconds.queued == pytest.approx(8.0) and clip.receipt.cost.usd_per_clip == pytest.approx(10.5)
     # 10.5 s fit into 13, and no longer after 8; the preset of one step still does.
     clip = made(own, clock, deadline_s=13.0)
     assert record_of(clip).options[record_of(clip).chosen].preset == "draft" and record_of(clip).given_up == []
-    with pytest.raises(sora.BudgetExceeded, match="^stopped before the first step: deadline_s = 7 leaves 0 s"):
+    with pytest.raises(sora.BudgetExceeded, match=r"^stopped before the first step: deadline_s = 7 leaves 0 s"):
         made(own, clock, deadline_s=7.0, preset="best")
 
 

@@ -75,13 +75,13 @@ def test_records_are_read_from_objects() -> None:
         "guidance_method": {"method": "apg", "momentum": -0.25},
         "step_reuse": {"policy": "plan", "reused": [4, 6]},
         "force_step_reuse": True,
-        "guidance_interval": [0.2, 0.9],
+        "guidance_interval": [0, 1],
     }
     bundle = with_presets({"odd": preset(settings)})
     found = resolve(PROMPT, {"preset": "odd"}, bundle.manifest)
     assert found.guidance_rule == GuidanceRule("apg", momentum=-0.25)
     assert found.step_reuse == StepReuse("plan", reused=(4, 6))
-    assert found.guidance_interval == (0.2, 0.9)
+    assert found.guidance_interval == (0.0, 1.0)
     program, _ = Programs(bundle)(found)
     assert program.evaluations < program.all_evaluations
 
@@ -163,7 +163,7 @@ def test_presets_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert sora.Bundle.load(written(tmp_path / "bundle", presets)).manifest.presets == presets
 
 
-OTHER = {"draft": preset(ONE, bundle="wan-pocket-4step"), "fair": preset(LEVELS)}
+OTHER = {"draft": preset({**ONE, "num_inference_steps": 3}, bundle="wan-pocket-4step"), "fair": preset(LEVELS)}
 
 
 def test_a_loaded_runtime_refuses_a_preset_for_another_bundle() -> None:
@@ -181,7 +181,7 @@ def test_loading_with_a_preset_opens_its_bundle(tmp_path: Path) -> None:
         assert runtime.bundle.name == "wan-pocket-4step"  # the shipped one
         clip = runtime.generate(PROMPT)
         assert clip.receipt.request.preset is not None and clip.receipt.request.preset.name == "draft"
-        assert clip.receipt.evaluations.made == 1 and clip.receipt.model.name == "wan-pocket-4step"
+        assert clip.receipt.evaluations.made == 3 and clip.receipt.model.name == "wan-pocket-4step"
         with pytest.raises(sora.InvalidRequest, match="is none of 'wan-pocket-4step'; use draft"):
             runtime.generate(PROMPT, preset="fair")
     with sora.Runtime.load(folder, num_threads=2, preset="fair") as runtime:
