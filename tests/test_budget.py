@@ -4,6 +4,7 @@ Seconds are those of a clock that the tests turn, so that a busy machine changes
 takes `row`, a decoded frame `frame`. At 3,600 USD an hour a second costs a dollar.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,9 +271,9 @@ def test_waiting_counts_for_the_deadline_and_not_for_the_bill(clock: Clock, monk
     made(own, clock)
     turn = own._turns.turn
 
-    def late(cancel: object = None) -> Any:
+    def late(*how: Any) -> Any:
         clock.now += 8.0
-        return turn(cancel)
+        return turn(*how)
 
     monkeypatch.setattr(own._turns, "turn", late)
     clip = made(own, clock, max_usd=13.0, price_per_hour=3600.0)
@@ -282,6 +283,34 @@ def test_waiting_counts_for_the_deadline_and_not_for_the_bill(clock: Clock, monk
     assert record_of(clip).options[record_of(clip).chosen].preset == "draft" and record_of(clip).given_up == []
     with pytest.raises(sora.BudgetExceeded, match=r"^stopped before the first step: deadline_s = 7 leaves 0 s"):
         made(own, clock, deadline_s=7.0, preset="best")
+
+
+def test_nobody_waits_for_a_clip_that_would_come_too_late(clock: Clock) -> None:
+    own = loaded()
+    made(own, clock)
+    clock.now = 0.0
+    refused: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            made(own, clock, deadline_s=13.0, max_usd=100.0, price_per_hour=3600.0)
+        except sora.BudgetExceeded as error:
+            refused.append(error)
+
+    with own._turns.turn():
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        while waiting.is_alive() and clock.now < 20:
+            waiting.join(0.3)
+            clock.now += 1.0
+        waiting.join(10)
+        assert not waiting.is_alive()  # while the engines are still another's
+    (error,) = refused
+    # It gives up when not even the draft's 1.5 s are left, and has nothing to pay for.
+    assert str(error).startswith(
+        "stopped while waiting for another clip: max_usd = 100 with deadline_s = 13 leaves "
+    )
+    assert clock.now < 15
 
 
 @pytest.mark.parametrize(

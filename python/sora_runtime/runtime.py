@@ -159,7 +159,7 @@ class Runtime:
         report = on_progress or (lambda _stage, _done, _total: None)
         encoded = self._encode(spending.option, report, cancel)
         asked = time.perf_counter()
-        with self._turns.turn(cancel):
+        with self._turns.turn(cancel, None if spending.budget is None else spending.while_waiting):
             granted, loaded_before = time.perf_counter(), self.load_seconds
             stages = self._stages_of(spending.option.request)
             self.load_seconds += encoded.use.load_seconds + time.perf_counter() - granted

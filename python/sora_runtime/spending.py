@@ -53,6 +53,7 @@ class Spending:
     _latest: float | None = field(init=False, default=None)  # seconds a network call of what is made now
     _pace: float | None = field(init=False, default=None)  # the same of what was given up
     _mark: tuple[float, int] = field(init=False, default=(0.0, 0))  # since when, and how much was done then
+    _waits_since: float | None = field(init=False, default=None)
     _tried: set[int] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
@@ -86,6 +87,15 @@ class Spending:
         if budget.max_usd is None or not price:
             return until
         return min(until, budget.max_usd / price - (elapsed - self.unbilled))
+
+    def while_waiting(self) -> None:
+        """Raises `BudgetExceeded` when no option would be there in time any more; for `Turns.turn`."""
+        now = time.perf_counter()
+        self._waits_since = now if self._waits_since is None else self._waits_since
+        self.unbilled = now - self._waits_since
+        rest, left = min(self._rest(option) for option in self.options), self.left()
+        if rest > left:
+            raise self._exceeded(Overrun("while waiting for another clip", rest, left))
 
     def make(self, latents: Callable[[], _Made], spent: Spent) -> _Made:
         """What `latents` makes of `option`, or of a cheaper one that takes its place if it turns out not to fit.
