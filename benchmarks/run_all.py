@@ -16,6 +16,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 MEASURED = (
     *("overhead", "overlap", "fused_step", "export_14b", "families", "precisions", "int8_forward", "validate"),
     *("calibrated", "peers"),
+)
 RECORDED = ("adherence", "timing")
 
 

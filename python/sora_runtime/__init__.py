@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .clip import Clip
     from .cost.estimate import estimate
     from .errors import (
+        BudgetExceeded,
         BundleError,
         Cancelled,
         EngineError,
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "CancelToken": "._core",
     "EmbeddingCache": "._core",
+    "BudgetExceeded": ".errors",
     "Bundle": ".bundle",
     "BundleError": ".errors",
     "Cancelled": ".errors",
@@ -46,6 +48,7 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "BudgetExceeded",
     "Bundle",
     "BundleError",
     "CancelToken",

@@ -6,12 +6,14 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from .budget_record import BudgetRecord
 from .bundle import Bundle
 from .cost.profile_path import default_path
 from .denoise import Conditions, DenoiseResult, Embeddings
 from .embedding_tiers import EncoderUse
 from .engines.registry import DEFAULT_ENGINE, engine_version
-from .forecast import Predicted
+from .forecast import Band, Predicted
+from .foresight import PastClip
 from .machine import (
     DEFAULT_PRICE_SOURCE,
     default_usd_per_hour,
@@ -29,6 +31,7 @@ from .receipt import (
     Hashes,
     MachineRecord,
     ModelRecord,
+    PresetRecord,
     Receipt,
     RequestRecord,
     Seconds,
@@ -65,6 +68,19 @@ class Record:
     vae_decode: float
     total: float
     decoder_engine_seconds: float
+    budget: BudgetRecord | None = None
+
+
+def past_clip(record: Record) -> PastClip:
+    """What a clip took, to foresee later ones by."""
+    given_up = 0.0 if record.budget is None else record.budget.given_up_seconds
+    return PastClip(
+        program=record.program.sha256,
+        evaluations=record.denoised.statistics.evaluations,
+        denoise=record.denoise,
+        decode=record.vae_decode,
+        total=record.total - given_up,
+    )
 
 
 def write_receipt(record: Record) -> Receipt:
@@ -98,7 +114,10 @@ def write_receipt(record: Record) -> Receipt:
         cost=cost,
         hashes=_hashes(record),
         predicted=predicted,
-        reasons=_reasons(request, record.program) | ({} if predicted else {"predicted": _why_no_forecast(record)}),
+        budget=record.budget,
+        reasons=_reasons(request, record.program)
+        | _budget_reasons(record.budget)
+        | ({} if predicted else {"predicted": _why_no_forecast(record)}),
     )
 
 
@@ -125,7 +144,8 @@ def _predicted(record: Record, usd_per_hour: float) -> Predicted | None:
     found = predicted_here(record.bundle.root, shape, here)
     if found is None:
         return None
-    band, origin = found
+    prediction, origin = found
+    band = Band(p10=prediction.p10, p50=prediction.p50, p90=prediction.p90)
     return Predicted(seconds=band, usd_per_clip=band.p50 * usd_per_hour / 3600, origin=origin)
 
 
@@ -156,7 +176,9 @@ def _seconds(record: Record) -> Seconds:
 
 def _engine_seconds(record: Record) -> float:
     picture = 0.0 if record.picture is None else record.picture.engine_seconds
-    return record.text.engine_seconds + picture + record.denoised.engine_seconds + record.decoder_engine_seconds
+    given_up = [] if record.budget is None else record.budget.given_up
+    denoising = record.denoised.engine_seconds + sum(work.engine_seconds for work in given_up)
+    return record.text.engine_seconds + picture + denoising + record.decoder_engine_seconds
 
 
 def _image_cache(picture: EncoderUse | None) -> CacheRecord | None:
@@ -178,7 +200,7 @@ def _uses_seed(request: ResolvedRequest, program: SamplerProgram) -> bool:
 
 
 def _request_record(request: ResolvedRequest, program: SamplerProgram, reuse: ChosenReuse | None) -> RequestRecord:
-    seeded = _uses_seed(request, program)
+    seeded, preset = _uses_seed(request, program), request.preset
     return RequestRecord(
         task=request.bucket.task,
         prompt=request.prompt,
@@ -198,6 +220,7 @@ def _request_record(request: ResolvedRequest, program: SamplerProgram, reuse: Ch
         guidance=_guidance(request),
         step_reuse=None if reuse is None else ReuseSettings(**asdict(reuse.settings)),
         step_reuse_calibrated=None if reuse is None else reuse.calibrated,
+        preset=None if preset is None else PresetRecord(name=preset.name, changed=list(preset.changed)),
     )
 
 
@@ -246,6 +269,14 @@ def _reasons(request: ResolvedRequest, program: SamplerProgram) -> dict[str, str
         reasons["request.guidance_scale_2"] = "guidance_scale holds for every transformer"
     if request.step_reuse is None:
         reasons["request.step_reuse"] = reasons["request.step_reuse_calibrated"] = "every step was evaluated"
+    if request.budget is None:
+        reasons["budget"] = "the request had none"
+    elif request.budget.max_usd is None or request.budget.deadline_s is None:
+        reasons["budget.max_usd" if request.budget.max_usd is None else "budget.deadline_s"] = (
+            "the request set no limit"
+        )
+    if request.preset is None:
+        reasons["request.preset"] = "the request named none"
     if _guidance(request) is None:
         reasons["request.guidance"] = "guidance_scale and guidance_rescale say it all"
     elif request.guidance_interval is None:
@@ -257,3 +288,10 @@ def _reasons(request: ResolvedRequest, program: SamplerProgram) -> dict[str, str
     if not _uses_seed(request, program):
         reasons["request.seed"] = reasons["request.rng"] = "latents were passed in and no step draws noise"
     return reasons
+
+
+def _budget_reasons(budget: BudgetRecord | None) -> dict[str, str]:
+    if budget is None:
+        return {"budget": "the request had none"}
+    unset = [f"budget.{name}" for name in ("max_usd", "deadline_s") if getattr(budget, name) is None]
+    return dict.fromkeys(unset, "the request set no such limit")

@@ -65,7 +65,7 @@ class Denoiser:
         ]
         self._outputs = [_aligned(self._output) for _ in range(2)]
         self._bindings = self._bind(self._latents if self._model_input is None else self._model_input)
-        self._engine_seconds = 0.0
+        self._engine_seconds, self._evaluations = 0.0, 0
         self.observe: Callable[[int, Mapping[str, Array]], None] | None = None
         """Called before each evaluation with the engine's index and its inputs, which it must not keep or change."""
 
@@ -90,6 +90,10 @@ class Denoiser:
     def latent_shape(self) -> tuple[int, ...]:
         """[1, channels, frames, height, width]."""
         return self._latents.shape
+
+    def spent(self) -> tuple[int, float]:
+        """Network calls, and the seconds inside them, of the run under way or else of the last one."""
+        return self._evaluations, self._engine_seconds
 
     def run(
         self,
@@ -116,7 +120,7 @@ class Denoiser:
         _fill(self._texts[0], embeddings.conditional)
         if embeddings.unconditional is not None:
             _fill(self._texts[1], embeddings.unconditional)
-        self._engine_seconds = 0.0
+        self._engine_seconds, self._evaluations = 0.0, 0
 
         def evaluate(_row: int, engine: int, timestep: float, unconditional: bool) -> None:
             self._timestep[:] = timestep
@@ -125,6 +129,7 @@ class Denoiser:
             started = time.perf_counter()
             self._bindings[engine][unconditional].run()
             self._engine_seconds += time.perf_counter() - started
+            self._evaluations += 1
 
         sampler = _core.Sampler(
             program.rows,

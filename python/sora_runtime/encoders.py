@@ -1,16 +1,19 @@
 """All text encoders of a bundle: what a clip's texts become, for both branches of guidance."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
 from .bundle import Bundle
-from .embedding_tiers import EmbeddingTiers
+from .denoise import Embeddings
+from .embedding_tiers import EmbeddingTiers, EncoderUse
 from .engines.registry import DEFAULT_ENGINE
 from .manifest import TextEncoderRecord
 from .pixels import Picture
+from .request import ResolvedRequest
 from .stages import open_engine
 from .text import PromptTokenizer, TextEncoder, TextUse
 from .turns import stop_if_cancelled
@@ -19,6 +22,22 @@ Report = Callable[[str, int, int], None]
 
 RESIDENT = "negative_prompt"
 """The text that nearly every clip shares: never encoded twice, however many prompts pass through the cache."""
+
+
+@dataclass
+class Encoded:
+    """What was encoded for a clip: for which request, and what that took."""
+
+    request: ResolvedRequest
+    embeddings: Embeddings
+    use: TextUse
+    picture: EncoderUse | None = None
+
+    def take(self, other: "Encoded") -> None:
+        """Go on with what was encoded for another request; the bill is of both."""
+        self.request, self.embeddings = other.request, other.embeddings
+        for part in fields(TextUse):
+            setattr(self.use, part.name, getattr(self.use, part.name) + getattr(other.use, part.name))
 
 
 class TextEncoders:
@@ -91,6 +110,14 @@ class TextEncoders:
             embedded.append(outputs)
             report("text_encode", len(embedded), len(texts))
         return embedded, use
+
+    def encode(
+        self, request: ResolvedRequest, report: Report, cancel: _core.CancelToken | None, *, guided: bool
+    ) -> Encoded:
+        """The texts of a request, the negative one only where there is guidance; raises as `embed` does."""
+        texts = [("prompt", request.prompt), *([(RESIDENT, request.negative_prompt)] if guided else [])]
+        branches, use = self.embed(texts, request.image, report, cancel)
+        return Encoded(request, Embeddings(branches[0], branches[1] if guided else None), use)
 
     def close(self) -> None:
         """Give back the engines; the cache stays."""

@@ -23,3 +23,7 @@ class OutputError(SoraError):
 
 class Cancelled(SoraError):
     """A generation that was stopped through its `CancelToken` between two steps."""
+
+
+class BudgetExceeded(SoraError):
+    """A generation that was stopped because what was left of its budget would not do; there is no clip."""

@@ -25,6 +25,11 @@ class Machine:
     memory_bytes: int | None
     os: str
 
+    @property
+    def name(self) -> str:
+        """What times measured here are filed under: processor and cores, without what a reboot may change."""
+        return f"{self.cpu}, {self.cores} cores"
+
 
 def this_machine() -> Machine:
     """Describe the machine at hand."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
+from .presets import Preset, PresetName
 from .reuse_record import ReuseCalibration
 from .verify import FileRecord, RelativePath
 
@@ -225,3 +226,4 @@ class Manifest(_Record):
     reports: dict[str, dict[str, object]] = {}  # of graphs: operators, FLOPs, parameters, bytes
     made_by: dict[str, str] = {}
     step_reuse: list[ReuseCalibration] = []  # what `sora-bench calibrate-reuse` learnt
+    presets: dict[PresetName, Preset] = {}  # settings by name, as `sora-bench frontier` found them

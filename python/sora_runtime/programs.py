@@ -5,6 +5,7 @@ from functools import lru_cache
 
 from .bundle import Bundle
 from .errors import InvalidRequest
+from .preset_use import damaged
 from .request import ResolvedRequest
 from .reuse_record import ReuseKey, ReuseSettings
 from .sampling import (
@@ -54,7 +55,16 @@ class Programs:
 
         Raises:
             InvalidRequest: the solver is unknown or does not fit the model, or step reuse was not calibrated.
+            BundleError: one of these is a preset's doing.
         """
+        try:
+            return self._serve(request)
+        except InvalidRequest as error:
+            if request.preset is None or request.preset.changed:
+                raise
+            raise damaged(request.preset.name, self._bundle.manifest, error) from error
+
+    def _serve(self, request: ResolvedRequest) -> tuple[SamplerProgram, ChosenReuse | None]:
         embedded = self._facts.embedded_guidance is not None
         guidance = Guidance(
             scale=1.0 if embedded else request.guidance_scale,

@@ -8,6 +8,7 @@ Times are seconds of wall clock, money is USD.
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from .batch_record import BatchRecord
+from .budget_record import BudgetRecord
 from .forecast import Forecast, Predicted
 from .reuse_record import ReuseSettings
 
@@ -60,6 +61,16 @@ class GuidanceRecord(_Record):
     norm_threshold: float
 
 
+class PresetRecord(_Record):
+    """The preset that a clip was made with."""
+
+    name: str
+    changed: list[str]  # settings that the request had otherwise
+
+    def __str__(self) -> str:
+        return f"{self.name}, changed: {', '.join(self.changed)}" if self.changed else self.name
+
+
 class RequestRecord(_Record):
     """The request with every default filled in: enough to make the same clip again."""
 
@@ -81,6 +92,7 @@ class RequestRecord(_Record):
     guidance: GuidanceRecord | None = None  # beyond the scale; null: plain guidance
     step_reuse: ReuseSettings | None = None
     step_reuse_calibrated: bool | None = None  # null without step reuse; false: it was forced
+    preset: PresetRecord | None = None  # whose settings are among the above
 
 
 class Tokens(_Record):
@@ -167,6 +179,7 @@ class Receipt(_Record):
     estimated: bool = False
     forecast: Forecast | None = None  # of an estimate
     predicted: Predicted | None = None  # of a measured clip, where a machine profile was at hand
+    budget: BudgetRecord | None = None  # of a request with max_usd or deadline_s
     reasons: dict[str, str] = Field(default_factory=dict)
 
     # What the last file took beyond the time inside `generate`; replaced, not added, by the next one.
@@ -220,6 +233,8 @@ class Receipt(_Record):
             ("machine", f"{machine.gpu_count} x {machine.gpu}" if machine.gpu else host),
             ("clip", f"{r.width}x{r.height}, {r.num_frames} frames, {self.video_seconds:.2f} s"),
             ("sampler", f"{r.num_inference_steps} steps{f' {r.solver}' if r.solver else ''}{guidance}{reuse}{seed}"),
+            ("preset", "" if r.preset is None else _fitting(str(r.preset))),
+            ("budget", "" if self.budget is None else _fitting(str(self.budget))),
             ("tokens", f"{self.tokens.latent_tokens:,} latent, {self.tokens.tokens_processed:,} processed"),
             ("evaluations", f"{self.evaluations.made} made, {self.evaluations.skipped} skipped"),
         ]
@@ -266,6 +281,10 @@ class Receipt(_Record):
 
 def _counts(cache: CacheRecord | None) -> str:
     return "" if cache is None else f"{cache.hits} hits, {cache.misses} misses"
+
+
+def _fitting(text: str, columns: int = 62) -> str:
+    return text if len(text) <= columns else f"{text[: columns - 4]} ..."
 
 
 def cost_of(

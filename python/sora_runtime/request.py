@@ -2,7 +2,6 @@
 
 import html
 import math
-import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,10 @@ from .errors import InvalidRequest
 from .geometry import Geometry, Strides
 from .manifest import Manifest, TransformerBucket
 from .pixels import Picture, read_picture
-from .sampling import REUSE_POLICIES, GuidanceRule, StepReuse, guidance_rule
+from .preset_use import UsedPreset, damaged, find_preset, settings_of, sized, under
+from .presets import Preset
+from .request_settings import checked_integer, checked_number, checked_settings, checked_text
+from .sampling import GuidanceRule, StepReuse
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,6 +54,22 @@ class RequestFields(TypedDict, total=False):
     step_reuse: str | StepReuse | None
     reuse_threshold: float | None  # in place of the calibrated one: lower loses less, a higher one must be forced
     force_step_reuse: bool  # also where nothing says what it costs in quality
+    preset: str | None  # of the bundle: its settings are the defaults under whatever else is said here
+    max_usd: float | None  # what the clip may cost at price_per_hour; see `sora_runtime.budget`
+    deadline_s: float | None  # seconds from the call to the last frame, waiting and loading included
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a clip may cost, in USD, and how long it may take, in seconds; None: no limit."""
+
+    max_usd: float | None = None
+    deadline_s: float | None = None
+
+    def seconds(self, price_per_hour: float | None) -> float:
+        """How long a clip may take at this price, in USD; infinity where nothing bounds it."""
+        most = math.inf if self.deadline_s is None else self.deadline_s
+        return min(most, self.max_usd * 3600 / price_per_hour) if self.max_usd is not None and price_per_hour else most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +100,8 @@ class ResolvedRequest:
     step_reuse: str | StepReuse | None = None
     reuse_threshold: float | None = None
     force_step_reuse: bool = False
+    preset: UsedPreset | None = None
+    budget: Budget | None = None
 
 
 def resolve(prompt: str, fields: Mapping[str, Any], manifest: Manifest) -> ResolvedRequest:
@@ -94,21 +114,23 @@ def resolve(prompt: str, fields: Mapping[str, Any], manifest: Manifest) -> Resol
 
     Raises:
         InvalidRequest: the first thing that is wrong: what, the value, the remedy.
+        BundleError: the preset that the request names holds what no request may.
     """
     for name in fields:
         if name not in RequestFields.__annotations__:
             known = ", ".join(RequestFields.__annotations__)
             raise InvalidRequest(f"'{name}' is no field of a request; use {known}")
     given = {name: value for name, value in fields.items() if value is not None}
+    given, preset = _under_preset(given, manifest)
     facts, defaults = manifest.facts, manifest.facts.defaults
-    words = _text("prompt", prompt)
+    words = checked_text("prompt", prompt)
     if not html.unescape(words).strip():
         raise InvalidRequest("the prompt is empty; say what the clip should show")
     rng = given.get("rng", RNGS[0])
     if rng not in RNGS:
         raise InvalidRequest(f"rng = {rng!r} is unknown; use {' or '.join(RNGS)}")
     size = [
-        _integer(name, given.get(name, getattr(defaults, name)), 1, 1 << 20)
+        checked_integer(name, given.get(name, getattr(defaults, name)), 1, 1 << 20)
         for name in ("height", "width", "num_frames")
     ]
     image = _image(given.get("image"), manifest)
@@ -119,119 +141,75 @@ def resolve(prompt: str, fields: Mapping[str, Any], manifest: Manifest) -> Resol
     geometry = Geometry.of(strides, height=size[0], width=size[1], num_frames=size[2])
     if image is not None and facts.image is not None:
         geometry = replace(geometry, dropped_frames=facts.image.dropped_frames)
-    sigmas, timesteps = _levels("sigmas", given, 1), _levels("timesteps", given, facts.num_train_timesteps)
-    second, price, solver = given.get("guidance_scale_2"), given.get("price_per_hour"), given.get("solver")
+    settings = checked_settings(given, manifest)
+    if preset is not None:
+        _, own = _settings_of(preset.name, preset.preset, manifest)
+        preset = replace(preset, changed=_changed(settings, own))
+    price = given.get("price_per_hour")
     return ResolvedRequest(
         prompt=words,
-        negative_prompt=_text("negative_prompt", given.get("negative_prompt", defaults.negative_prompt)),
-        seed=_integer("seed", given.get("seed", 0), 0, 2**64 - 1),
+        seed=checked_integer("seed", given.get("seed", 0), 0, 2**64 - 1),
         rng=rng,
-        num_inference_steps=_steps(given, sigmas or timesteps, defaults.num_inference_steps),
-        sigmas=sigmas,
-        timesteps=timesteps,
-        guidance_scale=_number("guidance_scale", given.get("guidance_scale", defaults.guidance_scale), -1000, 1000),
-        guidance_scale_2=None if second is None else _number("guidance_scale_2", second, -1000, 1000),
-        guidance_rescale=_number("guidance_rescale", given.get("guidance_rescale", 0.0), 0, 1),
-        fps=_number("fps", given.get("fps", facts.fps), 1, 240),
-        solver=None if solver is None else _text("solver", solver),
+        fps=checked_number("fps", given.get("fps", facts.fps), 1, 240),
         latents=_latents(given.get("latents"), geometry),
         image=image,
-        price_per_hour=None if price is None else _number("price_per_hour", price, 0, 1e6),
+        price_per_hour=None if price is None else checked_number("price_per_hour", price, 0, 1e6),
         geometry=geometry,
         bucket=bucket,
-        **_guidance(given),
-        **_step_reuse(given),
+        preset=preset,
+        budget=_budget(given),
+        **settings,
     )
 
 
-def _guidance(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of guidance beyond its scale."""
-    method, interval = given.get("guidance_method", "cfg"), given.get("guidance_interval")
-    if not isinstance(method, str | GuidanceRule):
-        raise InvalidRequest(f"guidance_method is a {type(method).__name__}; pass a name or a GuidanceRule")
-    rule = guidance_rule(method) if isinstance(method, str) else method
-    if interval is not None:
-        if not isinstance(interval, list | tuple) or len(interval) != 2:
-            raise InvalidRequest(f"guidance_interval = {interval!r} is no pair of sigmas; use one such as (0.2, 0.8)")
-        interval = tuple(_number("guidance_interval", value, 0, 1e6) for value in interval)
-    first = 1 if rule.method == "cfg_zero_star" else 0
-    return {
-        "guidance_rule": rule,
-        "guidance_interval": interval,
-        "guidance_decay": _number("guidance_decay", given.get("guidance_decay", 0.0), 0, 1),
-        "zero_init_steps": _integer("zero_init_steps", given.get("zero_init_steps", first), 0, 1000),
-    }
+def _under_preset(given: dict[str, Any], manifest: Manifest) -> tuple[dict[str, Any], UsedPreset | None]:
+    """A request's fields with those of the preset that it names, which is checked by itself first."""
+    if "preset" not in given:
+        return given, None
+    name = given["preset"]
+    preset = find_preset(manifest, name)
+    given = sized(given, name, preset)
+    return under(given, _settings_of(name, preset, manifest)[0]), UsedPreset(name, preset)
 
 
-def _step_reuse(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The three fields of step reuse, each checked alone; whether they fit the program is seen when there is one."""
-    reuse, threshold = given.get("step_reuse"), given.get("reuse_threshold")
-    if isinstance(reuse, str) and reuse not in REUSE_POLICIES:
-        raise InvalidRequest(f"step_reuse = '{reuse}' is unknown; use {', '.join(REUSE_POLICIES)}")
-    if reuse is not None and not isinstance(reuse, str | StepReuse):
-        raise InvalidRequest(f"step_reuse is a {type(reuse).__name__}; pass the name of a policy or a StepReuse")
-    if reuse is None and (threshold is not None or given.get("force_step_reuse")):
-        raise InvalidRequest("reuse_threshold and force_step_reuse say nothing without step_reuse; name a policy")
-    return {
-        "step_reuse": reuse,
-        "reuse_threshold": None if threshold is None else _number("reuse_threshold", threshold, 0, 1e6),
-        "force_step_reuse": bool(given.get("force_step_reuse", False)),
-    }
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{name} is a {type(value).__name__}; pass a string")
+def _settings_of(name: str, preset: Preset, manifest: Manifest) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A preset's settings as fields of a request, and as they are resolved where a request says no more."""
+    settings = settings_of(name, preset, manifest)
     try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"{name} holds a character that is no Unicode text ({error.reason}); leave it out"
-        ) from error
-    return value
+        return settings, checked_settings(settings, manifest)
+    except InvalidRequest as error:
+        raise damaged(name, manifest, error) from error
 
 
-def _integer(name: str, value: Any, least: int, most: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise InvalidRequest(f"{name} = {value!r} is no whole number; use {least} to {most}") from error
-    if not least <= number <= most:
-        raise InvalidRequest(f"{name} = {number} is out of range; use {least} to {most}")
-    return number
+def _changed(settings: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(name for name, value in settings.items() if value != own[name])
 
 
-def _number(name: str, value: Any, least: float, most: float) -> float:
-    if isinstance(value, str) or not hasattr(value, "__float__"):
-        raise InvalidRequest(f"{name} = {value!r} is no number; use {least:g} to {most:g}")
-    number = float(value)
-    if not (math.isfinite(number) and least <= number <= most):
-        raise InvalidRequest(f"{name} = {number:g} is out of range; use {least:g} to {most:g}")
-    return number
+def with_preset(
+    request: ResolvedRequest, name: str, manifest: Manifest, kept: Mapping[str, Any] | None = None
+) -> ResolvedRequest:
+    """A request with the settings of a preset, which was measured at its size, in the place of its own but `kept`.
+
+    Raises:
+        BundleError: the preset holds what no request may.
+    """
+    preset = find_preset(manifest, name)
+    _, own = _settings_of(name, preset, manifest)
+    settings = {**own, **(kept or {})}
+    return replace(request, **settings, preset=UsedPreset(name, preset, _changed(settings, own)))
 
 
-def _levels(name: str, given: Mapping[str, Any], most: float) -> tuple[float, ...] | None:
-    """The levels of the steps, as many as there are; how they must descend is the schedule's to say."""
-    values = given.get(name)
-    if values is None:
+def _budget(given: Mapping[str, Any]) -> Budget | None:
+    """The limits of a clip, None without any."""
+    usd, seconds = given.get("max_usd"), given.get("deadline_s")
+    if usd is None and seconds is None:
         return None
-    if isinstance(values, str | bytes | Mapping) or not (hasattr(values, "__len__") and hasattr(values, "__getitem__")):
-        raise InvalidRequest(f"{name} = {values!r} is no list; give a number for each step")
-    levels = tuple(_number(f"{name}[{index}]", value, 0, most) for index, value in enumerate(values))
-    if not 1 <= len(levels) <= 1000:
-        raise InvalidRequest(f"{name} has {len(levels)} levels; give one for each of 1 to 1000 steps")
-    return levels
-
-
-def _steps(given: Mapping[str, Any], levels: tuple[float, ...] | None, default: int) -> int:
-    if "sigmas" in given and "timesteps" in given:
-        raise InvalidRequest("sigmas and timesteps are both given; give one of them")
-    steps = given.get("num_inference_steps", default if levels is None else len(levels))
-    number = _integer("num_inference_steps", steps, 1, 1000)
-    if levels is not None and number != len(levels):
-        what = "sigmas" if "sigmas" in given else "timesteps"
-        raise InvalidRequest(f"num_inference_steps = {number} and {len(levels)} {what} do not agree; leave it out")
-    return number
+    if usd is not None and given.get("price_per_hour") is None:
+        raise InvalidRequest(f"max_usd = {usd!r} says nothing without a price; give price_per_hour in USD too")
+    return Budget(
+        max_usd=None if usd is None else checked_number("max_usd", usd, 0, 1e9),
+        deadline_s=None if seconds is None else checked_number("deadline_s", seconds, 0, 1e9),
+    )
 
 
 def _image(given: Any, manifest: Manifest) -> Picture | None:

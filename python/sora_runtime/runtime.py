@@ -21,24 +21,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .billing import Record, write_receipt
+from .billing import Record, past_clip, write_receipt
+from .budget import Option, options_of
 from .bundle import Bundle, Verify
 from .clip import Clip
 from .decode import collect_frames
-from .denoise import Embeddings
+from .denoise import DenoiseResult
 from .embedding_store import EmbeddingStore
 from .embedding_tiers import EmbeddingTiers
-from .encoders import TextEncoders
+from .encoders import Encoded, TextEncoders
 from .engines.registry import DEFAULT_ENGINE, check_engine
 from .errors import EngineError, InvalidRequest
+from .foresight import Foresight
 from .machine import available_cores
 from .manifest import TransformerBucket
+from .preset_use import open_preset
 from .programs import Programs
 from .request import RequestFields, ResolvedRequest, resolve
 from .sampling import SamplerProgram
 from .seeds import one_by_one, with_seeds
+from .spending import Spending
 from .stages import Stages
-from .text import DEFAULT_CACHE_BYTES, TextUse
+from .text import DEFAULT_CACHE_BYTES
 from .turns import Turns
 
 OnProgress = Callable[[str, int, int], None]
@@ -61,6 +65,7 @@ class Runtime:
         embedding_cache: _core.EmbeddingCache | None = None,
         embedding_store: EmbeddingStore | None = None,
         engine: str = DEFAULT_ENGINE,
+        preset: str | None = None,
     ) -> None:
         self.engine = check_engine(engine)
         cores = available_cores()
@@ -72,7 +77,9 @@ class Runtime:
         self.embedding_cache = embedding_cache or _core.EmbeddingCache(DEFAULT_CACHE_BYTES)
         self._tiers = EmbeddingTiers(self.embedding_cache, embedding_store)
         self.text_encoders = TextEncoders(bundle, num_threads=self.num_threads, tiers=self._tiers, engine=engine)
+        self.preset = preset
         self._programs = Programs(bundle)
+        self._foresight = Foresight(bundle, self.num_threads)
         self._stages: dict[TransformerBucket, Stages] = {}
         self._turns = Turns()
         self._observer: Observer | None = None
@@ -89,6 +96,7 @@ class Runtime:
         embedding_cache: _core.EmbeddingCache | None = None,
         embedding_cache_dir: str | os.PathLike[str] | None = None,
         engine: str = DEFAULT_ENGINE,
+        preset: str | None = None,
     ) -> "Runtime":
         """Open a bundle.
 
@@ -99,18 +107,23 @@ class Runtime:
             embedding_cache: share one between runtimes; None makes one of 64 MiB.
             embedding_cache_dir: a folder that keeps embeddings between processes; None keeps none.
             engine: what runs the networks: `onnxruntime`, or `openvino` where it is installed.
+            preset: of the bundle, for every request that names no other one; where it is for another bundle,
+                that one is opened.
 
         Raises:
-            BundleError: the bundle is missing, damaged or does not match its hashes.
+            BundleError: the bundle is missing, damaged or does not match its hashes; or the preset's is.
+            InvalidRequest: there is no such preset.
         """
         start = time.perf_counter()
         store = None if embedding_cache_dir is None else EmbeddingStore(Path(embedding_cache_dir))
+        bundle = Bundle.load(model, verify=verify)
         runtime = cls(
-            Bundle.load(model, verify=verify),
+            bundle if preset is None else open_preset(bundle, preset, verify),
             num_threads=num_threads,
             embedding_cache=embedding_cache,
             embedding_store=store,
             engine=engine,
+            preset=preset,
         )
         runtime.load_seconds = time.perf_counter() - start
         return runtime
@@ -130,7 +143,7 @@ class Runtime:
         Args:
             prompt: what it should show.
             on_progress: called with (stage, done, total) for the stages tokenize, text_encode,
-                image_encode (with a picture), denoise and vae_decode.
+                image_encode (with a picture), denoise and vae_decode; a budget may begin denoise anew.
             on_frames: called with uint8 [n, height, width, 3] as chunks are decoded, so that they
                 can be encoded or streamed meanwhile; its time is in no stage but in the total.
             cancel: stops the clip between two steps once `cancel.cancel()` is called.
@@ -139,55 +152,60 @@ class Runtime:
             **request: see `sora_runtime.request.RequestFields`.
 
         Raises:
-            InvalidRequest: the request cannot be served; the message says what can.
+            InvalidRequest: the request cannot be served, or no settings fit its budget; the message says what can.
+            BundleError: a preset cannot be used as it lies in the bundle.
+            BudgetExceeded: what is left of the budget no longer sufficed for any settings.
             Cancelled: stopped through `cancel`.
             EngineError: an engine failed.
         """
         start = time.perf_counter()
-        resolved = resolve(prompt, request, self.bundle.manifest)
-        program, reuse = self._programs(resolved)
-        report = on_progress or (lambda _stage, _done, _total: None)
         self._turns.refuse_reentry()
         if self._closed:
             raise EngineError("the runtime was closed; load it again with Runtime.load")
-        embeddings, use = self._embed(resolved, program, report, cancel)
+        options = options_of(prompt, self._wanted(request), self.bundle.manifest, self._programs, self._foresight)
+        spending = Spending(options, start, self.bundle.name)
+        spending.choose()
+        report = on_progress or (lambda _stage, _done, _total: None)
+        encoded = self._encode(spending.option, report, cancel)
         asked = time.perf_counter()
-        with self._turns.turn(cancel):
-            granted = time.perf_counter()
-            stages = self._stages_of(resolved)
-            loading = use.load_seconds + time.perf_counter() - granted
-            embeddings, picture = stages.condition(embeddings, resolved, report, cancel)
-            loading += 0.0 if picture is None else picture.load_seconds
-            self.load_seconds += loading
-            begun, decoder_before = time.perf_counter(), stages.decoder.seconds
-            denoised = stages.denoise(program, embeddings, resolved, report, cancel)
-            denoise_seconds = time.perf_counter() - begun
-            chunks = stages.decoder.rgb8_chunks(denoised.latents, num_threads=self.num_threads)
-            frames, decode_seconds = collect_frames(
-                chunks, resolved.geometry, report, on_frames, cancel, keep=keep_frames
+        with self._turns.turn(cancel, None if spending.budget is None else spending.while_waiting):
+            granted, loaded_before = time.perf_counter(), self.load_seconds
+            stages = self._stages_of(spending.option.request)
+            self.load_seconds += encoded.use.load_seconds + time.perf_counter() - granted
+            spending.unbilled = self.load_seconds - loaded_before + granted - asked
+            report = spending.watched(report, stages.denoiser.spent)
+            denoised, denoise_seconds = spending.make(
+                lambda: self._denoise(spending, stages, encoded, report, cancel), stages.denoiser.spent
             )
+            decoder_before = stages.decoder.seconds
+            chunks = stages.decoder.rgb8_chunks(denoised.latents, num_threads=self.num_threads)
+            geometry = spending.option.request.geometry
+            frames, decode_seconds = collect_frames(chunks, geometry, report, on_frames, cancel, keep=keep_frames)
             decoder_seconds = stages.decoder.seconds - decoder_before
+        option = spending.option
         record = Record(
             bundle=self.bundle,
             engine=self.engine,
             num_threads=self.num_threads,
-            request=resolved,
-            program=program,
-            reuse=reuse,
-            embeddings=embeddings,
-            text=use,
+            request=option.request,
+            program=option.program,
+            reuse=option.reuse,
+            embeddings=encoded.embeddings,
+            text=encoded.use,
             denoised=denoised,
             graphs=stages.graphs,
             load=self.load_seconds,
             queued=granted - asked,
             denoise=denoise_seconds,
-            picture=picture,
+            picture=encoded.picture,
             vae_decode=decode_seconds,
-            total=time.perf_counter() - start - loading - (granted - asked),
+            total=time.perf_counter() - start - spending.unbilled,
             decoder_engine_seconds=decoder_seconds,
+            budget=spending.record(),
         )
-        norms = denoised.statistics.norms if program.reuse.criterion != "none" else None
-        return Clip(frames, resolved.fps, denoised.latents, write_receipt(record), norms)
+        self._foresight.learn(option.request.bucket, past_clip(record))
+        norms = denoised.statistics.norms if option.program.reuse.criterion != "none" else None
+        return Clip(frames, option.request.fps, denoised.latents, write_receipt(record), norms)
 
     def generate_many(
         self,
@@ -203,23 +221,23 @@ class Runtime:
         """Make a clip of one prompt for each seed, one by one; texts and picture are encoded once.
 
         The seconds of what they share are billed in equal parts; each receipt says so under `batch`. Between two clips
-        other threads may take their turn.
+        other threads may take their turn. All but the following is as of `generate`.
 
         Args:
-            prompt: as of `generate`.
+            prompt: of all.
             seeds: in place of the request's `seed`; no two the same.
-            on_progress: as of `generate`, clip after clip.
+            on_progress: called for clip after clip.
             on_frames: likewise.
             cancel: stops the clip under way, and with it those that would follow.
-            keep_frames: as of `generate`.
-            **request: as of `generate`, but for seed and latents.
+            keep_frames: of each.
+            **request: without seed and latents.
 
         Raises:
             InvalidRequest: at once; the other errors of `generate` as the clips are asked for.
         """
         requests = with_seeds(request, seeds)
         for each in requests:
-            resolve(prompt, each, self.bundle.manifest)
+            resolve(prompt, self._wanted(each), self.bundle.manifest)
         make = partial(self.generate, on_progress=on_progress, on_frames=on_frames, cancel=cancel)
         return one_by_one(partial(make, prompt, keep_frames=keep_frames), requests)
 
@@ -253,18 +271,33 @@ class Runtime:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _embed(
+    def _wanted(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"preset": self.preset, **{name: value for name, value in request.items() if value is not None}}
+
+    def _encode(self, option: Option, report: OnProgress, cancel: _core.CancelToken | None) -> Encoded:
+        guided = bool(np.any(option.program.rows["guidance_scale"] != 1.0))
+        return self.text_encoders.encode(option.request, report, cancel, guided=guided)
+
+    def _denoise(
         self,
-        request: ResolvedRequest,
-        program: SamplerProgram,
+        spending: Spending,
+        stages: Stages,
+        encoded: Encoded,
         report: OnProgress,
         cancel: _core.CancelToken | None,
-    ) -> tuple[Embeddings, TextUse]:
-        texts = [("prompt", request.prompt)]
-        if bool(np.any(program.rows["guidance_scale"] != 1.0)):
-            texts.append(("negative_prompt", request.negative_prompt))
-        branches, use = self.text_encoders.embed(texts, request.image, report, cancel)
-        return Embeddings(branches[0], branches[1] if len(branches) > 1 else None), use
+    ) -> tuple[DenoiseResult, float]:
+        """Latents of the option that is made now, and the seconds of the denoising alone."""
+        option = spending.option
+        if encoded.request is not option.request:  # another one was given up, and its prompts are known
+            encoded.take(self._encode(option, report, cancel))
+        encoded.embeddings, picture = stages.condition(encoded.embeddings, option.request, report, cancel)
+        if picture is not None and encoded.picture is None:  # once: what was given up has left it in the cache
+            encoded.picture = picture
+            self.load_seconds += picture.load_seconds
+            spending.unbilled += picture.load_seconds
+        begun = time.perf_counter()
+        result = stages.denoise(option.program, encoded.embeddings, option.request, report, cancel)
+        return result, time.perf_counter() - begun
 
     def _stages_of(self, request: ResolvedRequest) -> Stages:
         if request.bucket not in self._stages:

@@ -1,7 +1,7 @@
 """Turns at a runtime's engines: one thread at a time, and nobody waits for themselves."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from . import _core
@@ -27,11 +27,20 @@ class Turns:
             raise InvalidRequest("the runtime was called from a callback of its own; call it after generate returns")
 
     @contextmanager
-    def turn(self, cancel: _core.CancelToken | None = None) -> Iterator[None]:
-        """Wait for the engines and hold them; raises `Cancelled` once `cancel` is set while waiting."""
+    def turn(
+        self, cancel: _core.CancelToken | None = None, while_waiting: Callable[[], None] | None = None
+    ) -> Iterator[None]:
+        """Wait for the engines and hold them.
+
+        Args:
+            cancel: raises `Cancelled` once it is set while waiting.
+            while_waiting: called now and then; what it raises ends the wait.
+        """
         self.refuse_reentry()
-        while not self._lock.acquire(timeout=-1 if cancel is None else 0.05):
+        while not self._lock.acquire(timeout=-1 if cancel is None and while_waiting is None else 0.05):
             stop_if_cancelled(cancel, "while waiting for another clip")
+            if while_waiting is not None:
+                while_waiting()
         self._holder = threading.get_ident()
         try:
             yield

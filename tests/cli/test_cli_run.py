@@ -9,7 +9,7 @@ import pytest
 from fake_runtime import Command, FakeRuntime, names, num_frames_of
 from PIL import Image
 
-from sora_runtime.errors import BundleError, Cancelled, EngineError, InvalidRequest, OutputError
+from sora_runtime.errors import BudgetExceeded, BundleError, Cancelled, EngineError, InvalidRequest, OutputError
 from sora_runtime.runtime import Runtime
 from sora_runtime.video import VideoWriter
 
@@ -22,7 +22,7 @@ DEFAULTS = {
     "sigmas": None,
     "timesteps": None,
     "guidance_scale": None,
-    "guidance_rescale": 0.0,
+    "guidance_rescale": None,
     "solver": None,
     "rng": "philox",
     "width": None,
@@ -79,6 +79,16 @@ def test_every_option_reaches_the_runtime(sora_bench: Command, fake: FakeRuntime
     assert names(tmp_path / "stills") == [f"{i:05d}.png" for i in range(13)]
     with Image.open(tmp_path / "a.gif") as image:
         assert image.size == (64, 32)
+
+
+def test_a_preset_is_loaded_with_and_a_budget_is_asked_with(sora_bench: Command, fake: FakeRuntime) -> None:
+    assert sora_bench("run", "a red circle", "--preset", "draft").exit_code == 0
+    words = ("--max-usd", 0.5, "--deadline", 30, "--price-per-hour", 2)
+    assert sora_bench("run", "a red circle", *words).exit_code == 0
+    loading = {"num_threads": None, "verify": "once", "embedding_cache_dir": None}
+    assert fake.loaded == [("wan-pocket", {**loading, "preset": "draft"}), ("wan-pocket", loading)]
+    budget = {"max_usd": 0.5, "deadline_s": 30.0, "price_per_hour": 2.0}
+    assert fake.requests == [DEFAULTS, {**DEFAULTS, **budget}]
 
 
 def test_levels_are_numbers_with_commas(sora_bench: Command, fake: FakeRuntime) -> None:
@@ -141,6 +151,7 @@ def test_mistakes_are_one_line_and_cost_nothing(
     [
         (InvalidRequest("num_frames = 80\nis not 4k+1"), 2, "error: num_frames = 80 is not 4k+1\n"),
         (BundleError("the bundle is damaged"), 1, "error: the bundle is damaged\n"),
+        (BudgetExceeded("stopped after 2 of 6 steps"), 3, "error: stopped after 2 of 6 steps\n"),
         (EngineError("the engine failed"), 1, "error: the engine failed\n"),
         (Cancelled("cancelled at step 3"), 130, "interrupted\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),

@@ -13,10 +13,12 @@ import typer
 from typer.core import TyperGroup
 
 from sora_runtime import __version__
-from sora_runtime.errors import Cancelled, InvalidRequest, SoraError
+from sora_runtime.errors import BudgetExceeded, Cancelled, InvalidRequest, SoraError
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+EXIT_BUDGET = 3
+_EXITS = {InvalidRequest: EXIT_USAGE, BudgetExceeded: EXIT_BUDGET}
 
 
 class Signalled(KeyboardInterrupt):
@@ -38,7 +40,7 @@ class ReportingGroup(TyperGroup):
             code = error.exit_code if isinstance(error, Signalled) else 128 + signal.SIGINT
             _stop("interrupted", code)
         except SoraError as error:
-            code = EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_FAILURE
+            code = next((code for kind, code in _EXITS.items() if isinstance(error, kind)), EXIT_FAILURE)
             _stop(f"error: {' '.join(str(error).split())}", code)
 
 
@@ -111,7 +113,7 @@ def _raise_signalled(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def main() -> None:
-    """Run `sora-bench`; exit codes: 0 ok, 1 failure, 2 bad request, 128 + n stopped by signal n."""
+    """Run `sora-bench`; exit codes: 0 ok, 1 failure, 2 bad request, 3 out of budget, 128 + n signal n."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP: leave it so
             signal.signal(number, _raise_signalled)

@@ -85,6 +85,8 @@ def _identity(receipt: Receipt, seed: str) -> list[tuple[str, str]]:
             f"{request.solver}, {request.num_inference_steps} steps, guidance {request.guidance_scale or 0:g}, {seed}",
         ),
         *_reuse(request),
+        *([] if request.preset is None else [("preset", str(request.preset))]),
+        *([] if receipt.budget is None else [("budget", str(receipt.budget))]),
         (
             "model",
             f"{receipt.model.name} {engine.precision}, bundle {(bundle or 'unknown')[:12]}",

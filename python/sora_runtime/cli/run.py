@@ -21,11 +21,12 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
     negative_prompt: option.NegativePrompt = None,
     seed: option.Seed = 0,
     seeds: option.Seeds = None,
+    preset: option.Preset = None,
     steps: option.Steps = None,
     sigmas: option.Sigmas = None,
     timesteps: option.Timesteps = None,
     guidance_scale: option.GuidanceScale = None,
-    guidance_rescale: option.GuidanceRescale = 0.0,
+    guidance_rescale: option.GuidanceRescale = None,
     guidance_method: option.GuidanceMethod = None,
     guidance_interval: option.GuidanceInterval = None,
     guidance_decay: option.GuidanceDecay = None,
@@ -45,6 +46,8 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
     gif: option.Gif = None,
     frames_dir: option.FramesDir = None,
     json: option.Json = None,
+    max_usd: option.MaxUsd = None,
+    deadline: option.Deadline = None,
     price_per_hour: option.PricePerHour = None,
     engine: option.Engine = option.EngineName.onnxruntime,
     threads: option.Threads = None,
@@ -81,6 +84,8 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
         step_reuse=None if step_reuse is None else step_reuse.value,
         reuse_threshold=reuse_threshold,
         force_step_reuse=force_step_reuse or None,
+        max_usd=max_usd,
+        deadline_s=deadline,
     )
     wanted, several = Outputs(out, gif, frames_dir), parse_seeds(seeds, seed, repeat)
     outputs = [wanted.numbered(index) for index in range(len(several))] if len(several) > 1 else [wanted]
@@ -91,6 +96,7 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
         "verify": verify.value,
         "embedding_cache_dir": embedding_cache,
     }
+    loading |= _given(preset=preset)
     receipts = _make_clips(_Job(model, loading, prompt, several, request, outputs, json), quiet=quiet)
     if json == STDOUT:
         write_receipts(json, receipts, as_list=len(several) > 1)
@@ -115,6 +121,20 @@ class _Job:
     json: Path | None
 
 
+def _with_preset(job: _Job) -> dict[str, Any]:
+    """What to load with: where only another bundle keeps the budget, also the preset that is for it."""
+    if job.loading.get("preset") is not None or not {"max_usd", "deadline_s"} & job.request.keys():
+        return job.loading
+    from sora_runtime.budget import bundle_within
+    from sora_runtime.bundle import Bundle
+    from sora_runtime.machine import available_cores
+
+    verify, threads = job.loading["verify"], job.loading["num_threads"] or available_cores()
+    bundle = Bundle.load(job.model, verify=verify)
+    found = bundle_within(bundle, job.prompt, job.request, num_threads=threads, verify=verify)
+    return {**job.loading, **_given(preset=found)}
+
+
 def _make_clips(job: _Job, *, quiet: bool) -> list[Receipt]:
     from sora_runtime.cli.clip import make_clips
     from sora_runtime.cli.progress import StageProgress
@@ -124,7 +144,7 @@ def _make_clips(job: _Job, *, quiet: bool) -> list[Receipt]:
     number = len(job.outputs)
     with StageProgress(quiet=quiet) as progress:
         progress("load", 0, 0)
-        runtime = Runtime.load(job.model, **job.loading)
+        runtime = Runtime.load(job.model, **_with_preset(job))
         clips = make_clips(runtime, job.prompt, job.seeds, job.request, job.outputs, progress)
         for index in range(number):
             progress.next_clip(f"{index + 1}/{number} " if number > 1 else "")

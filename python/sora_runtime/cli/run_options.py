@@ -59,6 +59,10 @@ def _guide(text: str, metavar: str, *names: str) -> Any:
     return typer.Option(*names, help=text, metavar=metavar, rich_help_panel="Guidance and step reuse")
 
 
+def _budget(text: str, metavar: str, name: str) -> Any:
+    return typer.Option(name, help=text, metavar=metavar, rich_help_panel="Budget")
+
+
 def _file(text: str, metavar: str) -> Any:
     return typer.Option(help=text, metavar=metavar, rich_help_panel="Files")
 
@@ -75,11 +79,12 @@ Image = Annotated[Path | None, _clip("The picture that the clip begins with.", "
 NegativePrompt = Annotated[str | None, _clip("What it should not show.", "TEXT")]
 Seed = Annotated[int, _clip("One seed, one clip, on every machine.", "N")]
 Seeds = Annotated[list[str] | None, _clip("A clip for each, of one prompt encoded once: clip-0.mp4 ...", "N[,N]")]
+Preset = Annotated[str | None, _clip("Settings that the bundle has under a name: draft, standard, best.", "NAME")]
 Steps = Annotated[int | None, _clip("Inference steps.", "N")]
 Sigmas = Annotated[list[str] | None, _clip("A noise level for each step: 1.0,0.75,0.5,0.25.", "X[,X]")]
 Timesteps = Annotated[list[str] | None, _clip("Instead, what the network is told: 1000,757,522.", "X[,X]")]
 GuidanceScale = Annotated[float | None, _guide("1 is none and halves the work.", "X")]
-GuidanceRescale = Annotated[float, _guide("0 (off) to 1: against too much contrast.", "X")]
+GuidanceRescale = Annotated[float | None, _guide("0 (off) to 1: against too much contrast.", "X")]
 GuidanceMethod = Annotated[
     GuidanceName | None, _guide("How the branches make one output: cfg, cfg_zero_star, apg.", "NAME")
 ]
@@ -114,6 +119,13 @@ FramesDir = Annotated[Path | None, _file("Also a PNG file a frame; the same as -
 Json = Annotated[
     Path | None,
     _file("The receipt; a list with --repeat. - is stdout, instead of the table.", "FILE|-"),
+]
+
+MaxUsd = Annotated[
+    float | None, _budget("What a clip may cost at --price-per-hour; a preset that fits is taken.", "X", "--max-usd")
+]
+Deadline = Annotated[
+    float | None, _budget("Seconds that a clip may take, loading of its engines included; likewise.", "X", "--deadline")
 ]
 
 PricePerHour = Annotated[float | None, _machine("What an hour of it costs, in USD.", "X")]

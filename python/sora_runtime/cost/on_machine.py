@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sora_runtime.cost.clips import Shape
     from sora_runtime.cost.models import Model
     from sora_runtime.cost.predict import Prediction
-    from sora_runtime.forecast import Band
 
 PRECISIONS = ("fp32", "int8")
 
@@ -92,7 +91,7 @@ class RunsAs:
     reused: float  # share of evaluations that step reuse left out
 
 
-def predicted_here(bundle: Path, shape: Shape, how: RunsAs) -> tuple[Band, str] | None:
+def predicted_here(bundle: Path, shape: Shape, how: RunsAs) -> tuple[Prediction, str] | None:
     """What the user's profile says of a clip, and where it is from; None without a profile of so many threads."""
     with suppress(OSError, InvalidRequest):
         return _predicted(bundle, shape, how, default_path().stat().st_mtime_ns)
@@ -100,10 +99,9 @@ def predicted_here(bundle: Path, shape: Shape, how: RunsAs) -> tuple[Band, str] 
 
 
 @lru_cache(maxsize=256)
-def _predicted(bundle: Path, shape: Shape, how: RunsAs, _changed: int) -> tuple[Band, str] | None:
+def _predicted(bundle: Path, shape: Shape, how: RunsAs, _changed: int) -> tuple[Prediction, str] | None:
     """As `predicted_here`; kept, since a serving stack asks for the same clip again and again."""
     from sora_runtime.cost.models import load_model
-    from sora_runtime.forecast import Band
 
     here = OnMachine(load_profile())
     if here.profile.elsewhere is not None or here.profile.num_threads != how.num_threads:
@@ -111,4 +109,4 @@ def _predicted(bundle: Path, shape: Shape, how: RunsAs, _changed: int) -> tuple[
     reuse = Setting(reuse="stated", reuse_share=how.reused) if how.reused else Setting()
     setting, _ = here.setting(how.precision, reuse)
     found = here.predict(load_model(str(bundle)), shape, setting)
-    return Band(p10=found.p10, p50=found.p50, p90=found.p90), f"sora-bench calibrate, {here.profile.created[:10]}"
+    return found, f"sora-bench calibrate, {here.profile.created[:10]}"
