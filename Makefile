@@ -56,6 +56,7 @@ $(VENV)/.test: pyproject.toml CMakeLists.txt $(shell find csrc -type f) | $(BIN)
 	       && apt-get -qq install --yes --no-install-recommends chromium > /dev/null; } \
 	  || echo "no Chromium: the tests of the page of sora-bench explore are left out"
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test,export]"
+	$(BIN)/python -m compileall -q python export  # a start reads what is compiled, even where Python may not write it
 	@mkdir -p build out && touch $@ $(VENV)/.run
 
 clean:

@@ -8,7 +8,7 @@ import pytest
 from fake_runtime import Command, FakeRuntime, install
 from typer.testing import CliRunner
 
-from sora_runtime.cli.app import app
+from sora_runtime.cli.app import command_line
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def sora_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Runs `sora-bench` with the given words in a folder of its own; a bug's exception propagates."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    return lambda *words: CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    return lambda *words: CliRunner().invoke(command_line(), [str(word) for word in words], catch_exceptions=False)
 
 
 @pytest.fixture

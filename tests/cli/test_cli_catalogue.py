@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from sora_runtime.cli.catalogue import catalogue_app
+from sora_runtime.cli.catalogue import catalogue
 from sora_runtime.cli.claims import claims
 from sora_runtime.cost.check_catalogue import CATALOGUE
 
@@ -24,7 +24,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs a command at 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
     app = typer.Typer()
-    app.add_typer(catalogue_app, name="catalogue")
+    app.add_typer(catalogue, name="catalogue")
     app.command()(claims)
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
 

@@ -17,7 +17,7 @@ from fake_runtime import Command, default_signals
 from PIL import Image
 from typer.testing import CliRunner
 
-from sora_runtime.cli.app import app
+from sora_runtime.cli.app import command_line
 from sora_runtime.receipt import Receipt
 
 TINY_CHECKPOINT = Path(__file__).parent.parent / "export"
@@ -36,7 +36,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_tiny_checkpoint(folder / "checkpoint")
     words = ["build", str(folder / "checkpoint"), "--out", str(folder / "bundle")]
     words += ["--size", "48x32", "--frames", "9", "--name", "tiny", "--quiet"]
-    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    result = CliRunner().invoke(command_line(), words, catch_exceptions=False)
     assert (result.exit_code, result.stdout) == (0, ""), result.stderr
     return folder / "bundle"
 

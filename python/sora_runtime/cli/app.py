@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from importlib import import_module
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -11,20 +13,6 @@ import typer
 from typer.core import TyperGroup
 
 from sora_runtime import __version__
-from sora_runtime.cli.build import build
-from sora_runtime.cli.calibrate import calibrate
-from sora_runtime.cli.calibrate_reuse import calibrate_reuse
-from sora_runtime.cli.catalogue import catalogue_app
-from sora_runtime.cli.check import check
-from sora_runtime.cli.claims import claims
-from sora_runtime.cli.compare import compare
-from sora_runtime.cli.engines import engines
-from sora_runtime.cli.estimate import estimate
-from sora_runtime.cli.explore import explore
-from sora_runtime.cli.inspect import inspect
-from sora_runtime.cli.plan import plan
-from sora_runtime.cli.run import run
-from sora_runtime.cli.validate import validate
 from sora_runtime.errors import Cancelled, InvalidRequest, SoraError
 
 EXIT_FAILURE = 1
@@ -65,37 +53,57 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-app = typer.Typer(
-    cls=ReportingGroup,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 _MAKE, _PRICE = "Make clips", "Know the price"
-app.command(no_args_is_help=True, rich_help_panel=_MAKE)(run)
-app.command(no_args_is_help=True, rich_help_panel=_MAKE)(build)
-app.command(no_args_is_help=True, rich_help_panel=_MAKE)(inspect)
-app.command(no_args_is_help=True, rich_help_panel=_MAKE)(check)
-app.command(no_args_is_help=True, rich_help_panel=_MAKE)(calibrate_reuse)
-app.command(rich_help_panel=_MAKE)(engines)
-app.command(no_args_is_help=True, rich_help_panel=_PRICE)(estimate)
-app.command(no_args_is_help=True, rich_help_panel=_PRICE)(compare)
-app.command(no_args_is_help=True, rich_help_panel=_PRICE)(plan)
-app.command(rich_help_panel=_PRICE)(explore)
-app.command(rich_help_panel=_PRICE)(claims)
-app.command(rich_help_panel=_PRICE)(validate)
-app.command(rich_help_panel=_PRICE)(calibrate)
-app.add_typer(catalogue_app, name="catalogue", rich_help_panel=_PRICE)
+# Each command: under which heading it is listed, and whether it does anything without arguments. It lies in the module
+# of its name.
+_COMMANDS = {
+    "run": (_MAKE, False),
+    "build": (_MAKE, False),
+    "inspect": (_MAKE, False),
+    "check": (_MAKE, False),
+    "calibrate-reuse": (_MAKE, False),
+    "engines": (_MAKE, True),
+    "estimate": (_PRICE, False),
+    "compare": (_PRICE, False),
+    "plan": (_PRICE, False),
+    "explore": (_PRICE, True),
+    "claims": (_PRICE, True),
+    "validate": (_PRICE, True),
+    "calibrate": (_PRICE, True),
+    "catalogue": (_PRICE, False),
+}
 
 
-@app.callback()
-def sora_bench(
+def _sora_bench(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
     ] = False,
 ) -> None:
     """Make clips with compiled video diffusion transformers and see what each one costs."""
+
+
+def command_line(*names: str) -> typer.Typer:
+    """The program with these commands; with all of them, if none is named.
+
+    Only they are imported and their options read: of all commands that takes longer than the arithmetic of an estimate.
+    """
+    app = typer.Typer(
+        cls=ReportingGroup,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_sora_bench)
+    for name in names or _COMMANDS:
+        panel, runs_bare = _COMMANDS[name]
+        attribute = name.replace("-", "_")
+        command = getattr(import_module(f"sora_runtime.cli.{attribute}"), attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, rich_help_panel=panel)
+        else:
+            app.command(name, no_args_is_help=not runs_bare, rich_help_panel=panel)(command)
+    return app
 
 
 def _raise_signalled(number: int, _frame: FrameType | None) -> NoReturn:
@@ -111,7 +119,9 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             # A prompt may hold what the terminal's encoding lacks; that must not end the program.
             stream.reconfigure(errors="replace")
-    app(prog_name="sora-bench")
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them reads every installed package
+    first = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    command_line(*[first] if first in _COMMANDS else [])(prog_name="sora-bench")
 
 
 if __name__ == "__main__":

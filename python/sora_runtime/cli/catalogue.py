@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from sora_runtime.cost.check_catalogue import Finding
 
-catalogue_app = typer.Typer(no_args_is_help=True, help="Show and check the models, GPUs and prices of estimates.")
+catalogue = typer.Typer(no_args_is_help=True, help="Show and check the models, GPUs and prices of estimates.")
 
 
 class Table(StrEnum):
@@ -31,7 +31,7 @@ Folder = Annotated[Path | None, typer.Option(metavar="DIR", help="Another catalo
 Json = Annotated[bool, typer.Option("--json", help="As JSON.", metavar="")]
 
 
-@catalogue_app.command()
+@catalogue.command()
 def check(
     max_age_months: Annotated[float, typer.Option(min=0, metavar="N", help="Older prices are warned of.")] = 12.0,
     folder: Folder = None,
@@ -66,7 +66,7 @@ def _findings(found: Sequence[Finding], errors: int) -> Iterator[RenderableType]
     yield facts([("catalogue", f"{errors} errors, {len(found) - errors} warnings")])
 
 
-@catalogue_app.command("list")
+@catalogue.command("list")
 def list_(
     table: Annotated[Table, typer.Argument(help="Which table.")],
     match: Annotated[str, typer.Option(metavar="TEXT", help="Only rows that hold this.")] = "",
