@@ -12,9 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-# Modules with measure() -> dict and table(dict) -> Markdown; `timing` and `adherence` record elsewhere.
+# Modules with measure() -> dict and table(dict) -> Markdown; `timing`, `adherence` and `frontier` record elsewhere.
 MEASURED = ("overhead", "fused_step", "export_14b", "families", "precisions", "int8_forward", "validate", "calibrated")
-RECORDED = ("adherence", "timing")
+RECORDED = ("adherence", "frontier", "timing")
 
 
 def write_readme(readme: str) -> str:
