@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -128,14 +129,11 @@ def test_a_search_finds_the_frontier_within_its_budget(tmp_path: Path) -> None:
 
 def test_a_search_beats_the_same_number_of_random_settings(tmp_path: Path) -> None:
     """Were the optimiser of no use, half of the seeds would lose."""
-    import random
-
-    corner, won = (20e-6, 0.0), 0
-    for seed in range(8):
-        found = search_in(tmp_path / str(seed), Known(), runs=16, seed=seed)
-        drawn = [ALL[0], *random.Random(seed).sample(ALL, 15)]
-        won += hypervolume(pareto(found, USD), USD, corner) >= hypervolume(pareto(drawn, USD), USD, corner)
-    assert won >= 7
+    corner = (20e-6, 0.0)
+    for seed in range(5):
+        found = search_in(tmp_path / str(seed), Known(), runs=12, seed=seed)
+        drawn = [ALL[0], *random.Random(seed).sample(ALL, 11)]
+        assert hypervolume(pareto(found, USD), USD, corner) >= hypervolume(pareto(drawn, USD), USD, corner)
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 5, 13])

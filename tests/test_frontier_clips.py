@@ -122,9 +122,9 @@ def test_settings_of_one_program_are_one_and_what_cannot_be_served_is_none() -> 
         {"num_inference_steps": 12, "step_reuse": "easycache"},  # not calibrated, not forced
         {"num_inference_steps": 12, "solver": "ddim"},
         {"num_inference_steps": 20, "solver": "heun"},  # more calls than the reference
-        {"num_inference_steps": 3, **EASY},  # nothing to reuse
     ):
-        assert contest.identity(Setting(fields)) in {None, contest.identity(Setting({"num_inference_steps": 3}))}
+        assert contest.identity(Setting(fields)) is None
+    assert contest.identity(Setting({"num_inference_steps": 12, **EASY})) is not None
 
 
 def test_flicker_is_what_comes_and_goes() -> None:
@@ -168,7 +168,7 @@ def test_a_bundle_tells_what_can_be_asked_of_it() -> None:
     assert variant.solvers[0] == OWN and {"euler", "dpm++2m", "heun", "lcm"} <= set(variant.solvers)
     assert "ddim" not in variant.solvers and "unipc" not in variant.solvers  # refused; and the own one
     assert (variant.default_steps, variant.most_steps, variant.guidance_scale) == (20, 20, 3.0)
-    assert variant.sigmas[0] == 1.0 and variant.sigmas[-1] == 0.0
+    assert variant.sigma(0.0) == 1.0 > variant.sigma(0.5) > variant.sigma(1.0) == 0.0
     few = variant_of(SimpleNamespace(bundle=Bundle.load("wan-pocket-4step"), program=_program), "four", {}, 20)
     assert (few.default_steps, few.most_steps, few.guidance_scale) == (4, 8, None)
     assert "unconditional" not in few.policies

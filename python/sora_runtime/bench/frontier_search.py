@@ -7,8 +7,10 @@ memory an SQLite file: a transaction is there or not, however the process ended.
 from __future__ import annotations
 
 import json
+import math
+import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +26,8 @@ from sora_runtime.output import explain_os_errors
 STUDY = "frontier"
 FILE = "search.sqlite3"
 STARTUP = 8  # trials at random before the estimator has anything to go by
-REPEATS = 6  # of what is known or cannot be served, one after the other, before a trial is drawn at random
-MOST_REPEATS = 400  # until there is nothing new to find
+REPEATS = 6  # of what is known or cannot be served, one after the other, before a setting is drawn at random
+MOST_DRAWS = 3000  # of them until there is nothing new to find
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Search:
     _known: set[str]
     _queue: list[tuple[dict[str, Any], bool]]  # values to ask for before any is searched for, and whether from `first`
     _repeats: int  # trials of all sessions that were not measured
+    _in_a_row: int  # of them, those since the last point
 
     @classmethod
     def open(cls, folder: Path, space: Space, options: SearchOptions, task: Mapping[str, Any]) -> Self:
@@ -117,7 +120,7 @@ class Search:
     def _read(cls, space: Space, options: SearchOptions, study: Any, lock: FileLock) -> Self:
         from optuna.trial import TrialState
 
-        search = cls(space, options, [], study, lock, set(), [], 0)
+        search = cls(space, options, [], study, lock, set(), [], 0, 0)
         first = 0
         for trial in study.get_trials(deepcopy=False):
             done = trial.state is TrialState.COMPLETE or "repeat" in trial.user_attrs
@@ -125,8 +128,10 @@ class Search:
             if trial.state is TrialState.COMPLETE:
                 search.points.append(Point.read(trial.user_attrs["point"]))
                 search._known.add(trial.user_attrs["identity"])
+                search._in_a_row = 0
             elif done:
                 search._repeats += 1
+                search._in_a_row += 1
             elif trial.state is TrialState.RUNNING:  # what an interruption left is asked for again
                 study.tell(trial.number, state=TrialState.FAIL)
                 if "first" not in trial.user_attrs and trial.params:
@@ -150,10 +155,10 @@ class Search:
             contest: who measures.
             on_point: called with the number of points after each new one.
         """
-        in_a_row = 0
-        while len(self.points) < self.options.runs and in_a_row < MOST_REPEATS:
-            in_a_row = 0 if self._measure_one(contest, at_random=in_a_row >= REPEATS) else in_a_row + 1
-            if not in_a_row:
+        while len(self.points) < self.options.runs:
+            if not self._queue and self._in_a_row >= REPEATS and not self._draw(contest):
+                break
+            if self._measure_one(contest):
                 on_point(len(self.points))
         return self.points
 
@@ -161,11 +166,21 @@ class Search:
         """Let others work in the folder."""
         self._lock.release()
 
-    def _measure_one(self, contest: Contest, *, at_random: bool) -> bool:
+    def _draw(self, contest: Contest) -> bool:
+        """Put a new setting at random into the queue; False if there seems to be none."""
+        for number in range(MOST_DRAWS):
+            dice = Dice(random.Random(f"{self._seed} {number}"))
+            identity = contest.identity(self.space.suggest(dice))
+            if identity is not None and identity not in self._known:
+                self._queue.append((dice.values, False))
+                return True
+        return False
+
+    def _measure_one(self, contest: Contest) -> bool:
         """Measure the next setting that is asked for; False if there was no need to."""
         from optuna.trial import TrialState
 
-        self._study.sampler = self._sampler(at_random=at_random)
+        self._study.sampler = self._sampler()
         if self._queue:
             values, first = self._queue.pop(0)
             self._study.enqueue_trial(values, user_attrs={"first": True} if first else None)
@@ -174,6 +189,7 @@ class Search:
         identity = contest.identity(setting)
         if identity is None or identity in self._known:
             self._repeats += 1
+            self._in_a_row += 1
             trial.set_user_attr("repeat", True)
             self._study.tell(trial, state=TrialState.FAIL)
             return False
@@ -184,17 +200,51 @@ class Search:
             trial.set_constraint(name, excess)
         self._study.tell(trial, [COSTS[self.options.cost](point.outcome), point.outcome.quality])
         self._known.add(identity)
+        self._in_a_row = 0
         self.points.append(point)
         return True
 
-    def _sampler(self, *, at_random: bool) -> Any:
-        """A sampler of the trial's own seed: a search that was interrupted goes on as if it had not been."""
-        from optuna.samplers import RandomSampler, TPESampler
+    @property
+    def _seed(self) -> int:
+        """Of the next trial alone: a search that was interrupted goes on as if it had not been."""
+        return self.options.seed * 1_000_003 + len(self.points) + self._repeats
 
-        seed = self.options.seed * 1_000_003 + len(self.points) + self._repeats
-        if at_random:
-            return RandomSampler(seed=seed)
-        return TPESampler(seed=seed, n_startup_trials=STARTUP, multivariate=True, group=True)
+    def _sampler(self) -> Any:
+        from optuna.samplers import TPESampler
+
+        return TPESampler(seed=self._seed, n_startup_trials=STARTUP, multivariate=True, group=True)
+
+
+@dataclass
+class Dice:
+    """A trial that answers at random and remembers what it said."""
+
+    rng: random.Random
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        """A whole number, both ends included; of each doubling as many, with `log`."""
+        if log:
+            value = round(math.exp(self.rng.uniform(math.log(low - 0.5), math.log(high + 0.5))))
+        else:
+            value = self.rng.randint(low, high)
+        return int(self.values.setdefault(name, min(max(value, low), high)))
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """A number, both ends included."""
+        if step is not None:
+            value = low + step * self.rng.randint(0, round((high - low) / step))
+        elif log:
+            value = math.exp(self.rng.uniform(math.log(low), math.log(high)))
+        else:
+            value = self.rng.uniform(low, high)
+        return float(self.values.setdefault(name, min(max(value, low), high)))
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the choices."""
+        return self.values.setdefault(name, self.rng.choice(choices))
 
 
 def _optuna() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -79,8 +80,8 @@ class Variant:
         return (NO_REUSE, *self.policies, *dict.fromkeys(f"calibrated {policy}" for policy, _, _ in self.calibrated))
 
     def sigma(self, share: float) -> float:
-        """The level at a share of the reference's steps."""
-        return round(self.sigmas[round(share * (len(self.sigmas) - 1))], 4)
+        """The level at a share of the reference's steps, rounded up so that the first step lies within."""
+        return math.ceil(self.sigmas[round(share * (len(self.sigmas) - 1))] * 1e3) / 1e3
 
 
 @dataclass(frozen=True)
