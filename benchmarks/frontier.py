@@ -208,7 +208,7 @@ def plot(result: dict[str, Any], points: list[Point], path: Path) -> None:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result in Markdown."""
+    """The result in Markdown, with the plot below it."""
     replayed, search = result["replay"], result["search"]
     whole, best = replayed["grid_hypervolume"], replayed["grid_cheapest"]
     lines = [
@@ -226,7 +226,7 @@ def table(result: dict[str, Any]) -> str:
     lines.append(
         f"| {search['runs']}, free to leave the grid | {search['hypervolume'] / whole:.1%} | {search['cheapest']:g} |"
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "![frontier](benchmarks/results/frontier.svg)"])
 
 
 def main() -> None:
