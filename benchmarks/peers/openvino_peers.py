@@ -101,7 +101,7 @@ class FromTorch(_InDiffusersLoop):
 
 
 def _use_plain_nearest(module: Any) -> None:
-    """OpenVINO has no rule for torch's "nearest-exact": doubling, which is all that Wan's VAE does, is the same in both."""
+    """OpenVINO has no rule for torch's "nearest-exact"; for doubling, all that Wan's VAE does, both are the same."""
     import torch
 
     for part in module.modules():

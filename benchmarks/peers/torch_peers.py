@@ -15,8 +15,8 @@ class TorchPeer:
     """diffusers.
 
     Args:
-        compiled: torch.compile of the transformer, whole, as diffusers' guides have it; otherwise eager. The VAE is eager
-            in both: its feature caches change their number and shape from chunk to chunk.
+        compiled: torch.compile of the transformer, whole, as diffusers' guides have it; otherwise eager. The VAE is
+            eager in both: its feature caches change their number and shape from chunk to chunk.
     """
 
     def __init__(self, compiled: bool = False) -> None:
