@@ -229,8 +229,8 @@ def test_what_cannot_be_saved_is_stopped(clock: Clock) -> None:
     with pytest.raises(sora.BudgetExceeded) as caught:
         made(own, clock, max_usd=10.0, price_per_hour=3600.0)
     assert str(caught.value) == (
-        "stopped after 2 of 6 steps: max_usd = 10 leaves 0 s and the rest takes about 20 (20 USD), with no preset that "
-        "fits; 10 s (10 USD) are spent; raise the budget or name a cheaper preset"
+        "stopped after 2 of 6 steps: max_usd = 10 leaves 0 s and the rest takes about 20 s (20 USD), with no preset "
+        "that fits; 10 s (10 USD) are spent; raise the budget or name a cheaper preset"
     )
     clock.row = 1.0
     assert made(own, clock).receipt.evaluations.made == 10  # the runtime is as it was
@@ -307,9 +307,7 @@ def test_nobody_waits_for_a_clip_that_would_come_too_late(clock: Clock) -> None:
         assert not waiting.is_alive()  # while the engines are still another's
     (error,) = refused
     # It gives up when not even the draft's 1.5 s are left, and has nothing to pay for.
-    assert str(error).startswith(
-        "stopped while waiting for another clip: max_usd = 100 with deadline_s = 13 leaves "
-    )
+    assert str(error).startswith("stopped while waiting for another clip: max_usd = 100 with deadline_s = 13 leaves ")
     assert clock.now < 15
 
 

@@ -21,13 +21,16 @@ class OptionRecord(_Record):
 
 
 class GivenUpRecord(_Record):
-    """Work that was begun with one option and thrown away, since the rest of it would not have fitted."""
+    """Work that was begun with one option and thrown away, since the rest of it would not have fitted.
+
+    Its seconds are in the receipt's totals, its evaluations are not among the clip's.
+    """
 
     option: int  # its place in `options`
     why: str
     evaluations: int
-    seconds: float  # of wall time, in the receipt's total too
-    engine_seconds: float  # of them inside networks, in the receipt's too
+    seconds: float  # of wall time
+    engine_seconds: float  # of them inside networks
 
 
 class BudgetRecord(_Record):
