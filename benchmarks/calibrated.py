@@ -2,15 +2,19 @@
 
 wan-pocket makes whole clips; a two-layer transformer of the width of Wan 2.1 1.3B (random weights, which cost what
 trained ones cost) runs whole trajectories of the sampler. Both at five sizes, five numbers of steps and in fp32 and
-int8. Nothing that is predicted here was run by the calibration. The machine must be quiet: a repeat that other
-programs disturbed is left out while undisturbed ones exist.
+int8. Nothing that is predicted here was run by the calibration. The machine should be quiet: a repeat that other
+programs disturbed is left out while undisturbed ones exist. Neighbours on the same host slow it in no counter that a
+guest can read, so the pace (`sora_runtime.bench.pace`) is read before each repeat, and the prediction is of the machine
+at the median of these readings: made from what was known before the clips ran.
 """
 
 import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +26,14 @@ from sora_export.convert_bundle import convert_bundle
 from sora_export.precision import Precision
 from sora_runtime import Runtime
 from sora_runtime.bench.calibrate import calibrate
+from sora_runtime.bench.pace import Pace
 from sora_runtime.bench.samples import Samples
 from sora_runtime.bundle import find_bundle
 from sora_runtime.cost.architectures.common import Conditioning
 from sora_runtime.cost.architectures.wan import wan_transformer
 from sora_runtime.cost.clips import Shape
 from sora_runtime.cost.machine_time import Networks, Run, predict_on_machine
-from sora_runtime.cost.models import load_model
+from sora_runtime.cost.models import Model, load_model
 from sora_runtime.cost.on_machine import OnMachine
 from sora_runtime.cost.predict import Prediction
 from sora_runtime.cost.profile import Profile
@@ -44,21 +49,28 @@ FRAMES = 25
 POCKET_STEPS = (2, 4, 8, 12, 20)
 WIDE_LATENTS = ((1, 32, 32), (3, 32, 32), (5, 32, 32), (5, 40, 40), (9, 32, 32))  # frames, rows, columns
 WIDE_STEPS = (1, 2, 3, 4, 6)
-REPEATS = 3
+REPEATS, MOST = 3, 7  # quiet ones of a setting, and all
 
 
 @dataclass(frozen=True)
-class Row:
-    """One setting: seconds of wall clock."""
+class What:
+    """One setting."""
 
     model: str
     size: str
     steps: int
     precision: str
+
+
+@dataclass(frozen=True)
+class Row(What):
+    """What was predicted and measured of a setting: seconds of wall clock."""
+
     p10: float
     p50: float
     p90: float
     seconds: float
+    pace: float  # of the machine before the repeats, relative to the calibration's: above 1 is slower
 
     @property
     def error(self) -> float:
@@ -66,22 +78,35 @@ class Row:
         return self.p50 / self.seconds - 1.0
 
 
-def timed(run: Callable[[], object]) -> float:
-    """Median seconds of the undisturbed repeats."""
-    samples = Samples()
-    for _ in range(REPEATS):
-        samples.add(run)
-    return samples.typical()
+class Stopwatch:
+    """Times settings of a machine with a profile."""
 
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+        self._pace = Pace(profile.num_threads)
 
-def row(model: str, size: str, steps: int, precision: str, found: Prediction, seconds: float) -> Row:
-    """One setting's record."""
-    made = Row(model, size, steps, precision, found.p10, found.p50, found.p90, seconds)
-    print(
-        f"{model} {size} {steps} steps {precision}: {found.p50:.4g} s, measured {seconds:.4g} s, {made.error:+.1%}",
-        flush=True,
-    )
-    return made
+    def row(self, what: What, run: Callable[[], object], predict: Callable[[Profile], Prediction]) -> Row:
+        """The median of repeats at the calibration's pace; if there are none, of all, at the median of their paces."""
+        calibrated, samples = self._profile.constants["pace"], Samples()
+        before, paces = self._pace.seconds(), []
+        while len(samples.seconds) < MOST and len(samples.clean(calibrated)) < REPEATS:
+            samples.add(run)
+            after = self._pace.seconds()
+            samples.settle(max(before, after))
+            paces.append(before)
+            before = after
+        quiet = samples.clean(calibrated)
+        pace = calibrated if quiet else statistics.median(paces)
+        found = predict(self._profile.at(pace))
+        seconds = statistics.median(quiet) if quiet else samples.typical()
+        relative = pace / calibrated
+        made = Row(*astuple(what), found.p10, found.p50, found.p90, seconds, relative)
+        print(
+            f"{what.model} {what.size} {what.steps} steps {what.precision}: {found.p50:.4g} s, "
+            f"measured {made.seconds:.4g} s, {made.error:+.1%}, pace {relative:.2f}",
+            flush=True,
+        )
+        return made
 
 
 def pocket_bundles(folder: Path) -> dict[str, Path]:
@@ -94,28 +119,26 @@ def pocket_bundles(folder: Path) -> dict[str, Path]:
 
 def pocket(profile: Profile, bundles: dict[str, Path]) -> Iterator[Row]:
     """Whole clips of wan-pocket with guidance; their prompt is in the cache."""
-    here = OnMachine(profile)
+    watch = Stopwatch(profile)
     for precision, bundle in bundles.items():
-        model, (setting, _) = load_model(str(bundle)), here.setting(precision, Setting())
+        model, (setting, _) = load_model(str(bundle)), OnMachine(profile).setting(precision, Setting())
         for height, width in POCKET_SIZES:
             with Runtime.load(bundle) as runtime:
-                settings = {"height": height, "width": width, "num_frames": FRAMES}
-                runtime.generate("a red circle", num_inference_steps=1, **settings)
+                clip = partial(runtime.generate, "a red circle", height=height, width=width, num_frames=FRAMES)
+                clip(num_inference_steps=1)
                 for steps in POCKET_STEPS:
-                    seconds = timed(
-                        lambda steps=steps, settings=settings: runtime.generate(
-                            "a red circle", num_inference_steps=steps, **settings
-                        )
-                    )
                     shape = Shape(width, height, FRAMES, steps, guided=True, prompts=0)
-                    yield row(
-                        "wan-pocket",
-                        f"{width}x{height}x{FRAMES}",
-                        steps,
-                        precision,
-                        here.predict(model, shape, setting),
-                        seconds,
+                    yield watch.row(
+                        What("wan-pocket", f"{width}x{height}x{FRAMES}", steps, precision),
+                        partial(clip, num_inference_steps=steps),
+                        lambda at, model=model, shape=shape, setting=setting: OnMachine(at).predict(
+                            model, shape, setting
+                        ),
                     )
+
+
+def _of_clip(model: Model, shape: Shape, setting: Setting, profile: Profile) -> Prediction:
+    return OnMachine(profile).predict(model, shape, setting)
 
 
 def wide_graphs(folder: Path) -> tuple[dict[str, Any], dict[tuple[int, int, int], dict[str, Path]]]:
@@ -133,37 +156,41 @@ def wide(
     profile: Profile, config: dict[str, Any], graphs: dict[tuple[int, int, int], dict[str, Path]]
 ) -> Iterator[Row]:
     """Trajectories of the two-layer transformer, without guidance and without a VAE."""
-    here, text = OnMachine(profile), Size().text_tokens
+    watch, text = Stopwatch(profile), Size().text_tokens
     width = Size().heads * Size().head_channels
     networks = Networks(wan_transformer(config, Conditioning(text)), width, Size().head_channels, text)
     for latents, files in graphs.items():
         size = Size(latent_shape=latents)
         sizes = Sizes(size.tokens, latents[1] * latents[2], latents[0])
         for graph, precision in ((BASELINE, "fp32"), (OURS, "int8")):
-            setting, _ = here.setting(precision, Setting())
-            for steps, seconds in _trajectories(files[graph], size):
-                found = predict_on_machine(networks, Run(sizes, steps), setting, profile, scope="denoise_only")
-                yield row("wan 1.3B, 2 layers", "x".join(map(str, latents)), steps, precision, found, seconds)
+            setting, _ = OnMachine(profile).setting(precision, Setting())
+            with closing(Trajectory(files[graph], size)) as trajectory:
+                trajectory.run(WIDE_STEPS[0])
+                for steps in WIDE_STEPS:
+                    yield watch.row(
+                        What("wan 1.3B, 2 layers", "x".join(map(str, latents)), steps, precision),
+                        partial(trajectory.run, steps),
+                        partial(predict_on_machine, networks, Run(sizes, steps), setting, scope="denoise_only"),
+                    )
 
 
-def _trajectories(graph: Path, size: Size) -> Iterator[tuple[int, float]]:
-    threads = available_cores()
-    denoiser = Denoiser([OnnxRuntimeEngine(graph, num_threads=threads)], num_threads=threads)
-    texts = {"encoder_hidden_states": make_inputs(size)["encoder_hidden_states"]}
-    noise = np.random.default_rng(0).standard_normal((1, 16, *size.latent_shape), np.float32)
-    try:
-        for turn, steps in enumerate((WIDE_STEPS[0], *WIDE_STEPS)):  # the first turn only warms up
-            program = compile_program(Euler(), FlowSchedule(), steps, Guidance(scale=1.0))
-            embeddings = Embeddings(texts)
-            seconds = timed(
-                lambda program=program, embeddings=embeddings: denoiser.run(
-                    program, embeddings, noise, noise=None, on_step=None, cancel=None
-                )
-            )
-            if turn:
-                yield steps, seconds
-    finally:
-        denoiser.close()
+class Trajectory:
+    """The sampler around one graph."""
+
+    def __init__(self, graph: Path, size: Size) -> None:
+        threads = available_cores()
+        self._denoiser = Denoiser([OnnxRuntimeEngine(graph, num_threads=threads)], num_threads=threads)
+        self._texts = Embeddings({"encoder_hidden_states": make_inputs(size)["encoder_hidden_states"]})
+        self._noise = np.random.default_rng(0).standard_normal((1, 16, *size.latent_shape), np.float32)
+
+    def run(self, steps: int) -> None:
+        """All of it."""
+        program = compile_program(Euler(), FlowSchedule(), steps, Guidance(scale=1.0))
+        self._denoiser.run(program, self._texts, self._noise, noise=None, on_step=None, cancel=None)
+
+    def close(self) -> None:
+        """Gives the engine back."""
+        self._denoiser.close()
 
 
 def measure() -> dict[str, Any]:

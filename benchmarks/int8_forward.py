@@ -162,9 +162,14 @@ def openvino_forward(model: Any, inputs: Inputs, num_threads: int, *, int8: bool
 
 
 def with_int8_linears(model: Any) -> Any:
-    """A copy whose linears hold 8-bit weights with a scale per channel, the form OpenVINO knows as compressed."""
+    """A copy whose linears hold 8-bit weights."""
     import copy
 
+    return make_linears_int8(copy.deepcopy(model))
+
+
+def make_linears_int8(model: Any) -> Any:
+    """Gives a transformer's blocks 8-bit linears, a scale per channel: the form OpenVINO knows as compressed."""
     import torch
 
     class Int8Linear(torch.nn.Module):
@@ -178,11 +183,10 @@ def with_int8_linears(model: Any) -> Any:
         def forward(self, x: Any) -> Any:
             return torch.nn.functional.linear(x, self.weight.to(torch.float32) * self.scale, self.bias)
 
-    quantised = copy.deepcopy(model)
-    for name, module in list(quantised.named_modules()):
-        if name.startswith("blocks.") and isinstance(module, torch.nn.Linear):
-            quantised.set_submodule(name, Int8Linear(module))
-    return quantised
+    for name, module in list(model.named_modules()):
+        if name.startswith(("blocks.", "transformer_blocks.")) and isinstance(module, torch.nn.Linear):
+            model.set_submodule(name, Int8Linear(module))
+    return model
 
 
 def take_turns(engines: Mapping[str, Forward], rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:

@@ -13,7 +13,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 # Modules with measure() -> dict and table(dict) -> Markdown; `timing` and `adherence` record elsewhere.
-MEASURED = ("overhead", "fused_step", "export_14b", "families", "precisions", "int8_forward", "validate", "calibrated")
+MEASURED = (
+    *("overhead", "overlap", "fused_step", "export_14b", "families", "precisions", "int8_forward", "validate"),
+    *("calibrated", "peers"),
+)
 RECORDED = ("adherence", "timing")
 
 

@@ -21,13 +21,13 @@ CSRC = {
 RANKS = [
     {"errors", "_core"},
     {"geometry", "machine", "output", "verify"},
-    {"forecast", "turns"},
+    {"background", "batch_record", "forecast", "turns"},
     {"budget_record", "manifest", "presets", "receipt", "reuse_record"},
     {"bundle", "pixels"},
     {"engines"},
     {
         *("embedding_store", "embedding_tiers", "sampling", "preset_use", "request", "request_settings"),
-        *("video", "clip"),
+        *("seeds", "video", "clip"),
     },
     {"text", "condition", "decode", "tiles", "denoise", "programs"},
     {"stages"},

@@ -11,7 +11,7 @@ from .bundle import Bundle
 from .cost.profile_path import default_path
 from .denoise import Conditions, DenoiseResult, Embeddings
 from .embedding_tiers import EncoderUse
-from .engines import onnxruntime
+from .engines.registry import DEFAULT_ENGINE, engine_version
 from .forecast import Band, Predicted
 from .foresight import PastClip
 from .machine import (
@@ -44,6 +44,7 @@ from .sampling import Evaluation, SamplerProgram
 from .text import TextUse
 
 _NO_PROFILE = "no profile of this machine with so many threads; run `sora-bench calibrate`"
+_OTHER_ENGINE = f"a machine's profile is of {DEFAULT_ENGINE}, and another engine ran"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Record:
     """What happened to one clip; times in seconds of wall clock."""
 
     bundle: Bundle
+    engine: str
     num_threads: int
     request: ResolvedRequest
     program: SamplerProgram
@@ -94,8 +96,8 @@ def write_receipt(record: Record) -> Receipt:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=ModelRecord(name=manifest.name, family=manifest.family, bundle_sha256=record.bundle.sha256),
         engine=EngineRecord(
-            name="onnxruntime",
-            version=onnxruntime.VERSION,
+            name=record.engine,
+            version=engine_version(record.engine),
             precision=manifest.precision,
             num_threads=record.num_threads,
         ),
@@ -115,13 +117,13 @@ def write_receipt(record: Record) -> Receipt:
         budget=record.budget,
         reasons=_reasons(request, record.program)
         | _budget_reasons(record.budget)
-        | ({} if predicted else {"predicted": _NO_PROFILE}),
+        | ({} if predicted else {"predicted": _why_no_forecast(record)}),
     )
 
 
 def _predicted(record: Record, usd_per_hour: float) -> Predicted | None:
     """What the machine's profile says of this clip; the estimator is imported only where there is a profile."""
-    if not default_path().is_file():
+    if record.engine != DEFAULT_ENGINE or not default_path().is_file():  # a profile is of one engine
         return None
     from .cost.clips import Shape
     from .cost.on_machine import RunsAs, predicted_here
@@ -145,6 +147,10 @@ def _predicted(record: Record, usd_per_hour: float) -> Predicted | None:
     prediction, origin = found
     band = Band(p10=prediction.p10, p50=prediction.p50, p90=prediction.p90)
     return Predicted(seconds=band, usd_per_clip=band.p50 * usd_per_hour / 3600, origin=origin)
+
+
+def _why_no_forecast(record: Record) -> str:
+    return _NO_PROFILE if record.engine == DEFAULT_ENGINE else _OTHER_ENGINE
 
 
 def _evaluations(denoised: DenoiseResult) -> Evaluations:
@@ -258,6 +264,7 @@ def _sha256(arrays: Conditions) -> str:
 def _reasons(request: ResolvedRequest, program: SamplerProgram) -> dict[str, str]:
     reasons = {"seconds.encode_mp4": NOT_SAVED, "forecast": "measured, not estimated"}
     reasons |= dict.fromkeys(("machine.gpu", "machine.gpu_count", "engine.attention"), "the engine ran on the CPU")
+    reasons["batch"] = "the clip was made alone"
     if request.guidance_scale_2 is None:
         reasons["request.guidance_scale_2"] = "guidance_scale holds for every transformer"
     if request.step_reuse is None:

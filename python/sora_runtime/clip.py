@@ -17,7 +17,7 @@ class Clip:
     """What a request gave.
 
     Attributes:
-        frames: uint8 [num_frames, height, width, 3], RGB.
+        frames: uint8 [num_frames, height, width, 3], RGB; none of a clip made with `keep_frames=False`.
         fps: frames per second.
         latents: float32 [1, channels, frames, height, width], as the decoder took them.
         receipt: what it took; see `Receipt`.
@@ -35,11 +35,13 @@ class Clip:
         """Write the clip as .mp4 or .gif, by the name's ending; the receipt gets the time an mp4 took.
 
         Raises:
-            InvalidRequest: another ending.
+            InvalidRequest: another ending, or the frames were not kept.
             OutputError: it cannot be written; nothing is left under `path`.
         """
         from .video import VideoWriter, write_gif  # PyAV is slow to import
 
+        if not len(self.frames):
+            raise InvalidRequest("the clip was made with keep_frames=False; keep them, or write what on_frames gets")
         target = Path(path)
         suffix = suffix_of(target)
         if suffix == ".gif":

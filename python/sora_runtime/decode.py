@@ -108,14 +108,18 @@ def collect_frames(
     report: Callable[[str, int, int], None],
     on_frames: Callable[[NDArray[np.uint8]], None] | None,
     cancel: _core.CancelToken | None,
+    *,
+    keep: bool = True,
 ) -> tuple[NDArray[np.uint8], float]:
     """A clip's frames, uint8 [num_frames, height, width, 3], and the seconds they took without those in `on_frames`.
+
+    With `keep` off, they only pass through `on_frames` and none are returned: [0, height, width, 3].
 
     Raises:
         Cancelled: stopped through `cancel`.
         EngineError: an engine failed.
     """
-    frames = np.empty((geometry.shown_frames, geometry.height, geometry.width, 3), np.uint8)
+    frames = np.empty((geometry.shown_frames if keep else 0, geometry.height, geometry.width, 3), np.uint8)
     done, total, elsewhere, skip = 0, geometry.shown_frames, 0.0, geometry.dropped_frames
     start = time.perf_counter()
     report("vae_decode", 0, total)
@@ -124,7 +128,8 @@ def collect_frames(
         chunk, skip = decoded[skip:], max(skip - len(decoded), 0)
         if not len(chunk):
             continue
-        frames[done : done + len(chunk)] = chunk
+        if keep:
+            frames[done : done + len(chunk)] = chunk
         done += len(chunk)
         if on_frames is not None:
             handed = time.perf_counter()

@@ -1,7 +1,9 @@
 """What encoders give, computed once: kept in memory, then in a folder, then computed."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +13,18 @@ from . import _core
 from .embedding_store import EmbeddingStore
 
 Floats = NDArray[np.float32]
+
+_HELD: ContextVar[dict[bytes, Floats] | None] = ContextVar("sora_embeddings_held", default=None)
+
+
+@contextmanager
+def holding(held: dict[bytes, Floats]) -> Iterator[None]:
+    """Keep what this thread gets within the block in `held` too, and find it there: no cache is too small for that."""
+    token = _HELD.set(held)
+    try:
+        yield
+    finally:
+        _HELD.reset(token)
 
 
 @dataclass
@@ -56,25 +70,39 @@ class EmbeddingTiers:
             compute: makes it; called at most once however many threads, and at a time processes, ask.
             resident: of arrays got under this name, the last stays in both tiers however full they are.
         """
-        with self._lock:
-            held = None if resident is None else self._residents.get(resident)
-        if held is not None and held[0] == key:
-            self._note_use(key, held[1], needed=True)
-            return held[1], True
+        array = self._at_hand(key, resident)
+        if array is not None:
+            self._note_use(key, array, needed=resident is not None)
+            return array, True
         computed: list[bool] = []  # whether `compute` ran; empty where memory, or another thread, had the array
 
         def find_or_compute() -> Floats:
-            array = self._stored(key, shape)
-            computed.append(array is None)
-            return self._compute(key, shape, compute, computed) if array is None else array
+            stored = self._stored(key, shape)
+            computed.append(stored is None)
+            return self._compute(key, shape, compute, computed) if stored is None else stored
 
         array = self._memory.get_or_compute(key, find_or_compute)
         if not computed:
             self._note_use(key, array, needed=resident is not None)
+        self._hold(key, array, resident)
+        return array, not any(computed)
+
+    def _at_hand(self, key: bytes, resident: str | None) -> Floats | None:
+        """What need not be looked up in a cache that may have dropped it."""
+        held = _HELD.get()
+        if held is not None and key in held:
+            return held[key]
+        with self._lock:
+            last = None if resident is None else self._residents.get(resident)
+        return last[1] if last is not None and last[0] == key else None
+
+    def _hold(self, key: bytes, array: Floats, resident: str | None) -> None:
+        held = _HELD.get()
+        if held is not None:
+            held[key] = array
         if resident is not None:
             with self._lock:
                 self._residents[resident] = (key, array)
-        return array, not any(computed)
 
     def _compute(
         self, key: bytes, shape: tuple[int, ...] | None, compute: Callable[[], Floats], computed: list[bool]

@@ -1,15 +1,19 @@
 """All text encoders of a bundle: what a clip's texts become, for both branches of guidance."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
 from .bundle import Bundle
-from .embedding_tiers import EmbeddingTiers
+from .denoise import Embeddings
+from .embedding_tiers import EmbeddingTiers, EncoderUse
+from .engines.registry import DEFAULT_ENGINE
 from .manifest import TextEncoderRecord
 from .pixels import Picture
+from .request import ResolvedRequest
 from .stages import open_engine
 from .text import PromptTokenizer, TextEncoder, TextUse
 from .turns import stop_if_cancelled
@@ -20,6 +24,22 @@ RESIDENT = "negative_prompt"
 """The text that nearly every clip shares: never encoded twice, however many prompts pass through the cache."""
 
 
+@dataclass
+class Encoded:
+    """What was encoded for a clip: for which request, and what that took."""
+
+    request: ResolvedRequest
+    embeddings: Embeddings
+    use: TextUse
+    picture: EncoderUse | None = None
+
+    def take(self, other: "Encoded") -> None:
+        """Go on with what was encoded for another request; the bill is of both."""
+        self.request, self.embeddings = other.request, other.embeddings
+        for part in fields(TextUse):
+            setattr(self.use, part.name, getattr(self.use, part.name) + getattr(other.use, part.name))
+
+
 class TextEncoders:
     """The text encoders of a bundle; each engine is made when a prompt first misses the cache.
 
@@ -27,18 +47,21 @@ class TextEncoders:
         bundle: whose encoders they are.
         num_threads: of the engines.
         tiers: where their outputs are kept.
+        engine: the library that runs them; embeddings of two libraries are never taken for each other.
 
     Raises:
         BundleError: a tokenizer cannot be read.
     """
 
-    def __init__(self, bundle: Bundle, *, num_threads: int, tiers: EmbeddingTiers) -> None:
+    def __init__(
+        self, bundle: Bundle, *, num_threads: int, tiers: EmbeddingTiers, engine: str = DEFAULT_ENGINE
+    ) -> None:
         def encoder(record: TextEncoderRecord) -> TextEncoder:
             return TextEncoder(
                 record,
                 PromptTokenizer(bundle.path(record.tokenizer), record),
-                lambda: open_engine(bundle, record.graph, num_threads=num_threads),
-                fingerprint=bundle.fingerprint(record.graph),
+                lambda: open_engine(bundle, record.graph, num_threads=num_threads, engine=engine),
+                fingerprint=bundle.fingerprint(record.graph) + ("" if engine == DEFAULT_ENGINE else f" {engine}"),
                 tiers=tiers,
             )
 
@@ -87,6 +110,14 @@ class TextEncoders:
             embedded.append(outputs)
             report("text_encode", len(embedded), len(texts))
         return embedded, use
+
+    def encode(
+        self, request: ResolvedRequest, report: Report, cancel: _core.CancelToken | None, *, guided: bool
+    ) -> Encoded:
+        """The texts of a request, the negative one only where there is guidance; raises as `embed` does."""
+        texts = [("prompt", request.prompt), *([(RESIDENT, request.negative_prompt)] if guided else [])]
+        branches, use = self.embed(texts, request.image, report, cancel)
+        return Encoded(request, Embeddings(branches[0], branches[1] if guided else None), use)
 
     def close(self) -> None:
         """Give back the engines; the cache stays."""

@@ -7,6 +7,7 @@ Times are seconds of wall clock, money is USD.
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from .batch_record import BatchRecord
 from .budget_record import BudgetRecord
 from .forecast import Forecast, Predicted
 from .reuse_record import ReuseSettings
@@ -168,6 +169,7 @@ class Receipt(_Record):
     evaluations: Evaluations
     embedding_cache: CacheRecord | None  # of its prompts
     image_cache: CacheRecord | None = None  # of what is encoded of its picture; null without one
+    batch: BatchRecord | None = None  # null: the clip was made alone
     seconds: Seconds
     engine_seconds: float  # inside networks alone; on a GPU machine these are its GPU-seconds
     peak_host_memory_bytes: int | None  # of the process over its life so far, not of this clip alone
@@ -195,6 +197,10 @@ class Receipt(_Record):
         self.reasons.pop("seconds.encode_mp4", None)
         self.seconds.total += beyond - self._encode_beyond_total
         self._encode_beyond_total = beyond
+        self.bill()
+
+    def bill(self) -> None:
+        """Work out the cost anew after a change of the total."""
         self.cost = cost_of(
             self.seconds.total,
             self.video_seconds,
@@ -239,6 +245,7 @@ class Receipt(_Record):
         load = "" if s.load is None or self.estimated else f" (load {s.load:.2f} s before)"
         return [
             ("embedding cache", _counts(self.embedding_cache)),
+            ("shared", "" if self.batch is None else str(self.batch)),
             ("image cache", _counts(self.image_cache)),
             ("tokenize", "" if s.tokenize is None else f"{s.tokenize * 1e3:.1f} ms"),
             ("text_encode", f"{s.text_encode * 1e3:.1f} ms"),

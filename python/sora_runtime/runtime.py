@@ -12,8 +12,8 @@ noise -> denoiser and fused step, once a row -> latents -> decoder, chunk by chu
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -26,21 +26,23 @@ from .budget import Option, options_of
 from .bundle import Bundle, Verify
 from .clip import Clip
 from .decode import collect_frames
-from .denoise import DenoiseResult, Embeddings
+from .denoise import DenoiseResult
 from .embedding_store import EmbeddingStore
-from .embedding_tiers import EmbeddingTiers, EncoderUse
-from .encoders import TextEncoders
+from .embedding_tiers import EmbeddingTiers
+from .encoders import Encoded, TextEncoders
+from .engines.registry import DEFAULT_ENGINE, check_engine
 from .errors import EngineError, InvalidRequest
 from .foresight import Foresight
 from .machine import available_cores
 from .manifest import TransformerBucket
 from .preset_use import open_preset
 from .programs import Programs
-from .request import RequestFields, ResolvedRequest
+from .request import RequestFields, ResolvedRequest, resolve
 from .sampling import SamplerProgram
+from .seeds import one_by_one, with_seeds
 from .spending import Spending
 from .stages import Stages
-from .text import DEFAULT_CACHE_BYTES, TextUse
+from .text import DEFAULT_CACHE_BYTES
 from .turns import Turns
 
 OnProgress = Callable[[str, int, int], None]
@@ -62,8 +64,10 @@ class Runtime:
         num_threads: int | None = None,
         embedding_cache: _core.EmbeddingCache | None = None,
         embedding_store: EmbeddingStore | None = None,
+        engine: str = DEFAULT_ENGINE,
         preset: str | None = None,
     ) -> None:
+        self.engine = check_engine(engine)
         cores = available_cores()
         most = max(64, 4 * cores)
         if num_threads is not None and not 1 <= num_threads <= most:
@@ -72,7 +76,7 @@ class Runtime:
         self.num_threads = cores if num_threads is None else num_threads
         self.embedding_cache = embedding_cache or _core.EmbeddingCache(DEFAULT_CACHE_BYTES)
         self._tiers = EmbeddingTiers(self.embedding_cache, embedding_store)
-        self.text_encoders = TextEncoders(bundle, num_threads=self.num_threads, tiers=self._tiers)
+        self.text_encoders = TextEncoders(bundle, num_threads=self.num_threads, tiers=self._tiers, engine=engine)
         self.preset = preset
         self._programs = Programs(bundle)
         self._foresight = Foresight(bundle, self.num_threads)
@@ -91,6 +95,7 @@ class Runtime:
         verify: Verify = "once",
         embedding_cache: _core.EmbeddingCache | None = None,
         embedding_cache_dir: str | os.PathLike[str] | None = None,
+        engine: str = DEFAULT_ENGINE,
         preset: str | None = None,
     ) -> "Runtime":
         """Open a bundle.
@@ -101,6 +106,7 @@ class Runtime:
             verify: `once` hashes a file when first seen, `always` at every load.
             embedding_cache: share one between runtimes; None makes one of 64 MiB.
             embedding_cache_dir: a folder that keeps embeddings between processes; None keeps none.
+            engine: what runs the networks: `onnxruntime`, or `openvino` where it is installed.
             preset: of the bundle, for every request that names no other one; where it is for another bundle,
                 that one is opened.
 
@@ -116,6 +122,7 @@ class Runtime:
             num_threads=num_threads,
             embedding_cache=embedding_cache,
             embedding_store=store,
+            engine=engine,
             preset=preset,
         )
         runtime.load_seconds = time.perf_counter() - start
@@ -128,6 +135,7 @@ class Runtime:
         on_progress: OnProgress | None = None,
         on_frames: OnFrames | None = None,
         cancel: _core.CancelToken | None = None,
+        keep_frames: bool = True,
         **request: Unpack[RequestFields],
     ) -> Clip:
         """Make a clip.
@@ -139,6 +147,8 @@ class Runtime:
             on_frames: called with uint8 [n, height, width, 3] as chunks are decoded, so that they
                 can be encoded or streamed meanwhile; its time is in no stage but in the total.
             cancel: stops the clip between two steps once `cancel.cancel()` is called.
+            keep_frames: False leaves `clip.frames` empty: they pass through `on_frames` alone, and memory does not
+                grow with the clip.
             **request: see `sora_runtime.request.RequestFields`.
 
         Raises:
@@ -152,8 +162,7 @@ class Runtime:
         self._turns.refuse_reentry()
         if self._closed:
             raise EngineError("the runtime was closed; load it again with Runtime.load")
-        asked_for = {"preset": self.preset, **{name: value for name, value in request.items() if value is not None}}
-        options = options_of(prompt, asked_for, self.bundle.manifest, self._programs, self._foresight)
+        options = options_of(prompt, self._wanted(request), self.bundle.manifest, self._programs, self._foresight)
         spending = Spending(options, start, self.bundle.name)
         spending.choose()
         report = on_progress or (lambda _stage, _done, _total: None)
@@ -171,11 +180,12 @@ class Runtime:
             decoder_before = stages.decoder.seconds
             chunks = stages.decoder.rgb8_chunks(denoised.latents, num_threads=self.num_threads)
             geometry = spending.option.request.geometry
-            frames, decode_seconds = collect_frames(chunks, geometry, report, on_frames, cancel)
+            frames, decode_seconds = collect_frames(chunks, geometry, report, on_frames, cancel, keep=keep_frames)
             decoder_seconds = stages.decoder.seconds - decoder_before
         option = spending.option
         record = Record(
             bundle=self.bundle,
+            engine=self.engine,
             num_threads=self.num_threads,
             request=option.request,
             program=option.program,
@@ -196,6 +206,40 @@ class Runtime:
         self._foresight.learn(option.request.bucket, past_clip(record))
         norms = denoised.statistics.norms if option.program.reuse.criterion != "none" else None
         return Clip(frames, option.request.fps, denoised.latents, write_receipt(record), norms)
+
+    def generate_many(
+        self,
+        prompt: str,
+        seeds: Iterable[int],
+        *,
+        on_progress: OnProgress | None = None,
+        on_frames: OnFrames | None = None,
+        cancel: _core.CancelToken | None = None,
+        keep_frames: bool = True,
+        **request: Unpack[RequestFields],
+    ) -> Iterator[Clip]:
+        """Make a clip of one prompt for each seed, one by one; texts and picture are encoded once.
+
+        The seconds of what they share are billed in equal parts; each receipt says so under `batch`. Between two clips
+        other threads may take their turn. All but the following is as of `generate`.
+
+        Args:
+            prompt: of all.
+            seeds: in place of the request's `seed`; no two the same.
+            on_progress: called for clip after clip.
+            on_frames: likewise.
+            cancel: stops the clip under way, and with it those that would follow.
+            keep_frames: of each.
+            **request: without seed and latents.
+
+        Raises:
+            InvalidRequest: at once; the other errors of `generate` as the clips are asked for.
+        """
+        requests = with_seeds(request, seeds)
+        for each in requests:
+            resolve(prompt, self._wanted(each), self.bundle.manifest)
+        make = partial(self.generate, on_progress=on_progress, on_frames=on_frames, cancel=cancel)
+        return one_by_one(partial(make, prompt, keep_frames=keep_frames), requests)
 
     def observe(self, observer: Observer) -> None:
         """Hand `observer` the graph file and the inputs of every evaluation from now on, to calibrate with.
@@ -227,24 +271,24 @@ class Runtime:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _encode(self, option: Option, report: OnProgress, cancel: _core.CancelToken | None) -> "_Encoded":
-        request, texts = option.request, [("prompt", option.request.prompt)]
-        if bool(np.any(option.program.rows["guidance_scale"] != 1.0)):
-            texts.append(("negative_prompt", request.negative_prompt))
-        branches, use = self.text_encoders.embed(texts, request.image, report, cancel)
-        return _Encoded(option, Embeddings(branches[0], branches[1] if len(branches) > 1 else None), use)
+    def _wanted(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"preset": self.preset, **{name: value for name, value in request.items() if value is not None}}
+
+    def _encode(self, option: Option, report: OnProgress, cancel: _core.CancelToken | None) -> Encoded:
+        guided = bool(np.any(option.program.rows["guidance_scale"] != 1.0))
+        return self.text_encoders.encode(option.request, report, cancel, guided=guided)
 
     def _denoise(
         self,
         spending: Spending,
         stages: Stages,
-        encoded: "_Encoded",
+        encoded: Encoded,
         report: OnProgress,
         cancel: _core.CancelToken | None,
     ) -> tuple[DenoiseResult, float]:
         """Latents of the option that is made now, and the seconds of the denoising alone."""
         option = spending.option
-        if encoded.option is not option:  # another one was given up, and its prompts are known
+        if encoded.request is not option.request:  # another one was given up, and its prompts are known
             encoded.take(self._encode(option, report, cancel))
         encoded.embeddings, picture = stages.condition(encoded.embeddings, option.request, report, cancel)
         if picture is not None and encoded.picture is None:  # once: what was given up has left it in the cache
@@ -258,25 +302,14 @@ class Runtime:
     def _stages_of(self, request: ResolvedRequest) -> Stages:
         if request.bucket not in self._stages:
             stages = Stages.load(
-                self.bundle, request.bucket, request.geometry, num_threads=self.num_threads, tiers=self._tiers
+                self.bundle,
+                request.bucket,
+                request.geometry,
+                num_threads=self.num_threads,
+                tiers=self._tiers,
+                engine=self.engine,
             )
             if self._observer is not None:
                 stages.observe(self._observer)
             self._stages[request.bucket] = stages
         return self._stages[request.bucket]
-
-
-@dataclass
-class _Encoded:
-    """What was encoded for a clip: for which option, and what that took."""
-
-    option: Option
-    embeddings: Embeddings
-    use: TextUse
-    picture: EncoderUse | None = None
-
-    def take(self, other: "_Encoded") -> None:
-        """Go on with what was encoded for another option; the bill is of both."""
-        self.option, self.embeddings = other.option, other.embeddings
-        for part in fields(TextUse):
-            setattr(self.use, part.name, getattr(self.use, part.name) + getattr(other.use, part.name))

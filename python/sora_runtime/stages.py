@@ -14,7 +14,7 @@ from .decode import ChunkDecoder, Decoder
 from .denoise import Denoiser, DenoiseResult, Embeddings
 from .embedding_tiers import EmbeddingTiers, EncoderUse
 from .engines.engine import Engine
-from .engines.onnxruntime import OnnxRuntimeEngine
+from .engines.registry import DEFAULT_ENGINE, make_engine
 from .errors import BundleError, Cancelled, EngineError
 from .geometry import Geometry
 from .manifest import ChunkBucket, ChunkedVae, TransformerBucket
@@ -24,8 +24,8 @@ from .tiles import TiledDecoder
 from .turns import stop_if_cancelled
 
 
-def open_engine(bundle: Bundle, graph: str, *, num_threads: int) -> Engine:
-    """The engine of a graph that the bundle vouches for.
+def open_engine(bundle: Bundle, graph: str, *, num_threads: int, engine: str = DEFAULT_ENGINE) -> Engine:
+    """The engine of a graph that the bundle vouches for, on the library called `engine`.
 
     Raises:
         BundleError: the graph or its weights have changed.
@@ -36,7 +36,7 @@ def open_engine(bundle: Bundle, graph: str, *, num_threads: int) -> Engine:
             f"'{bundle.name}' was built for {bundle.manifest.engine}, which this release cannot run; "
             "build it with --engine onnxruntime"
         )
-    return OnnxRuntimeEngine(bundle.path(graph), num_threads=num_threads)
+    return make_engine(engine, bundle.path(graph), num_threads=num_threads)
 
 
 Report = Callable[[str, int, int], None]
@@ -62,6 +62,7 @@ class Stages:
         *,
         num_threads: int,
         tiers: EmbeddingTiers,
+        engine: str = DEFAULT_ENGINE,
     ) -> "Stages":
         """Open the engines of a bucket, whose latents must be those of `geometry`.
 
@@ -73,12 +74,13 @@ class Stages:
             geometry: of the clips.
             num_threads: of engines and sampler.
             tiers: where encodings of pictures are kept.
+            engine: the library that runs the networks.
 
         Raises:
             BundleError: a component has no graph of this shape, or a graph is not what the facts say.
             EngineError: a graph cannot be loaded.
         """
-        opener = _Opener(bundle, bucket, num_threads, [])
+        opener = _Opener(bundle, bucket, num_threads, engine, [])
         denoiser = opener.denoiser()
         if denoiser.latent_shape != geometry.latent_shape:
             raise BundleError(
@@ -171,6 +173,7 @@ class _Opener:
     bundle: Bundle
     bucket: TransformerBucket
     num_threads: int
+    engine: str
     graphs: list[str]  # opened so far
 
     def denoiser(self) -> Denoiser:
@@ -216,7 +219,8 @@ class _Opener:
         return OnDemand(lambda: self._engine(graph), graphs=(graph,), fingerprint=self._fingerprint((graph,)))
 
     def _fingerprint(self, graphs: tuple[str, ...]) -> str:
-        return " ".join(self.bundle.fingerprint(graph) for graph in graphs)
+        library = () if self.engine == DEFAULT_ENGINE else (self.engine,)  # another one rounds otherwise
+        return " ".join([*(self.bundle.fingerprint(graph) for graph in graphs), *library])
 
     def _chunk(self, vae: ChunkedVae, what: str) -> ChunkBucket:
         bucket = self.bucket
@@ -234,7 +238,7 @@ class _Opener:
         return engine
 
     def _engine(self, graph: str) -> Engine:
-        return open_engine(self.bundle, graph, num_threads=self.num_threads)
+        return open_engine(self.bundle, graph, num_threads=self.num_threads, engine=self.engine)
 
     def _missing(self, what: str) -> str:
         bucket = self.bucket

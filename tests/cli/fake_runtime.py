@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +53,11 @@ class FakeRuntime:
         self.loaded.append((model, loading))
         return self
 
-    def generate(self, prompt: str, *, on_progress: Any, on_frames: Any, **request: Any) -> Clip:
+    def generate_many(self, prompt: str, seeds: Sequence[int], **more: Any) -> Iterator[Clip]:
+        for seed in seeds:
+            yield self.generate(prompt, **more, seed=seed)
+
+    def generate(self, prompt: str, *, on_progress: Any, on_frames: Any, keep_frames: bool, **request: Any) -> Clip:
         self.requests.append({"prompt": prompt, **request})
         for stage, total in (("tokenize", 1), ("text_encode", 2), ("denoise", 20)):
             for done in range(total + 1):
@@ -67,7 +71,10 @@ class FakeRuntime:
             on_progress("vae_decode", end, len(frames))
         fps = request["fps"] or 12.0
         latents = np.zeros((1, 8, 3, 8, 12), np.float32)
-        return Clip(frames, fps, latents, a_receipt(prompt, request, fps, len(frames)))
+        num_frames = len(frames)
+        if not keep_frames:
+            frames = frames[:0]
+        return Clip(frames, fps, latents, a_receipt(prompt, request, fps, num_frames))
 
     @staticmethod
     def frames_of(request: dict[str, Any]) -> np.ndarray:

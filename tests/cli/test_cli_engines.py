@@ -43,7 +43,8 @@ def test_this_machine(command: Callable[..., Any]) -> None:
     result = command()
     assert result.exit_code == 0
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
-    for name in ("onnxruntime CPU", "onnxruntime CUDA", "onnxruntime TensorRT", "tensorrt_rtx", "tensorrt"):
+    providers = ("onnxruntime CPU", "onnxruntime CUDA", "onnxruntime TensorRT")
+    for name in (*providers, "openvino CPU", "tensorrt_rtx", "tensorrt"):
         assert name in result.stdout
     assert "0 engines" in result.stdout
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,25 +96,33 @@ def test_the_price_says_where_it_is_from(sora_bench: Command, fake: FakeRuntime)
     assert stated.endswith("price 2.50 USD an hour, as stated")
 
 
+@pytest.mark.parametrize("decoding", [0.3, 0.0])
 def test_encoding_is_billed_once(
-    sora_bench: Command, fake: FakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sora_bench: Command, fake: FakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoding: float
 ) -> None:
+    """Three chunks of 0.2 s to encode and 0.25 s to finish the file; what passes beside slow decoding costs no more."""
+
     class SlowWriter(VideoWriter):
-        """2 s while frames come, which the runtime's total holds already, and 1 s to finish."""
-
-        seconds = 0.0
-
         def write(self, rgb8: Rgb8) -> None:
             super().write(rgb8)
-            self.seconds = 2.0
+            self._seconds += 0.2
+            time.sleep(0.2)
 
         def __exit__(self, *error: Any) -> None:
             super().__exit__(*error)
-            self.seconds = 3.0
+            self._seconds += 0.25
+            time.sleep(0.25)
 
+    fake.sleep_seconds = decoding
     monkeypatch.setattr("sora_runtime.cli.clip.VideoWriter", SlowWriter)
+    start = time.perf_counter()
     assert sora_bench("run", "a red circle", "--json", "r.json").exit_code == 0
+    wall = time.perf_counter() - start
     receipt = Receipt.model_validate_json((tmp_path / "r.json").read_bytes())
-    assert receipt.seconds.encode_mp4 == 3.0
-    assert receipt.seconds.total == TOTAL_SECONDS + 1.0
-    assert receipt.cost.usd_per_clip == pytest.approx((TOTAL_SECONDS + 1.0) * 0.09 / 3600)
+    encode, beyond = receipt.seconds.encode_mp4, receipt.seconds.total - TOTAL_SECONDS
+    assert encode is not None and encode >= 0.85
+    if decoding:
+        assert 0.25 <= beyond <= encode - 0.2, "at least a chunk was encoded while another was decoded"
+    else:
+        assert 0.85 <= beyond <= min(encode, wall)
+    assert receipt.cost.usd_per_clip == pytest.approx((TOTAL_SECONDS + beyond) * 0.09 / 3600)

@@ -9,8 +9,9 @@ import pytest
 from fake_runtime import Command, FakeRuntime, names, num_frames_of
 from PIL import Image
 
-from sora_runtime.errors import BudgetExceeded, BundleError, Cancelled, EngineError, InvalidRequest
+from sora_runtime.errors import BudgetExceeded, BundleError, Cancelled, EngineError, InvalidRequest, OutputError
 from sora_runtime.runtime import Runtime
+from sora_runtime.video import VideoWriter
 
 DEFAULTS = {
     "prompt": "a red circle",
@@ -37,7 +38,7 @@ def test_defaults(sora_bench: Command, fake: FakeRuntime, tmp_path: Path) -> Non
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""  # not a terminal: no bars
     assert fake.requests == [DEFAULTS]
-    loading = {"num_threads": None, "verify": "once", "embedding_cache_dir": None}
+    loading = {"engine": "onnxruntime", "num_threads": None, "verify": "once", "embedding_cache_dir": None}
     assert fake.loaded == [("wan-pocket", loading)]
     assert names(tmp_path) == ["clip.mp4"]
     assert num_frames_of(tmp_path / "clip.mp4") == 9
@@ -48,7 +49,8 @@ def test_every_option_reaches_the_runtime(sora_bench: Command, fake: FakeRuntime
         *("run", "a red circle", "--model", "folder", "--image", "first.png", "--negative-prompt", "blur", "--seed", 7),
         *("--steps", 5, "--guidance-scale", 1.5, "--guidance-rescale", 0.7, "--solver", "euler"),
         *("--rng", "torch", "--size", "64x32", "--frames", 13, "--fps", 24, "--price-per-hour", 2.5),
-        *("--threads", 3, "--embedding-cache", "cache", "--verify", "always", "--out", "a.mp4"),
+        *("--engine", "openvino", "--threads", 3, "--embedding-cache", "cache", "--verify", "always"),
+        *("--out", "a.mp4"),
         *("--frames", "stills", "--gif", "a.gif", "--json", "a.json", "--quiet"),
     )
     assert (result.exit_code, result.output) == (0, "")
@@ -70,7 +72,7 @@ def test_every_option_reaches_the_runtime(sora_bench: Command, fake: FakeRuntime
             "price_per_hour": 2.5,
         }
     ]
-    loading = {"num_threads": 3, "verify": "always", "embedding_cache_dir": Path("cache")}
+    loading = {"engine": "openvino", "num_threads": 3, "verify": "always", "embedding_cache_dir": Path("cache")}
     assert fake.loaded == [("folder", loading)]
     assert names(tmp_path) == ["a.gif", "a.json", "a.mp4", "stills"]
     assert num_frames_of(tmp_path / "a.mp4") == 13
@@ -223,3 +225,61 @@ def test_a_repeat_keeps_the_clips_and_receipts_it_made(
     assert names(tmp_path) == ["clip-0.mp4", "clip-1.mp4", "r.json"]
     receipts = json.loads((tmp_path / "r.json").read_text())
     assert [receipt["request"]["seed"] for receipt in receipts] == [0, 1]
+
+
+def test_seeds(sora_bench: Command, fake: FakeRuntime, tmp_path: Path) -> None:
+    result = sora_bench("run", "a red circle", "--seeds", "4,9", "--seeds", 2, "--out", "x.mp4", "--json", "r.json")
+    assert result.exit_code == 0, result.stderr
+    assert [request["seed"] for request in fake.requests] == [4, 9, 2]
+    assert names(tmp_path) == ["r.json", "x-0.mp4", "x-1.mp4", "x-2.mp4"]
+    assert [receipt["request"]["seed"] for receipt in json.loads((tmp_path / "r.json").read_text())] == [4, 9, 2]
+
+
+def test_one_of_seeds_is_a_clip_as_any_other(sora_bench: Command, fake: FakeRuntime, tmp_path: Path) -> None:
+    assert sora_bench("run", "a red circle", "--seeds", 4).exit_code == 0
+    assert [request["seed"] for request in fake.requests] == [4] and names(tmp_path) == ["clip.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--seeds", "1,x"), "--seeds x is not a whole number"),
+        (("--seeds", ","), "--seeds names no seed"),
+        (("--seeds", "1,2", "--repeat", 2), "leave out --repeat"),
+        (("--seeds", "1,2", "--seed", 3), "leave out --seed"),
+    ],
+)
+def test_seeds_that_make_no_sense(
+    sora_bench: Command, fake: FakeRuntime, tmp_path: Path, words: tuple[object, ...], message: str
+) -> None:
+    result = sora_bench("run", "a red circle", *words)
+    assert result.exit_code == 2 and message in " ".join(result.stderr.split())
+    assert not fake.loaded and names(tmp_path) == []
+
+
+def test_frames_are_kept_only_where_they_are_written_twice(
+    sora_bench: Command, fake: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate, kept = fake.generate, []
+
+    def noted(prompt: str, **more: object) -> object:
+        kept.append(more["keep_frames"])
+        return generate(prompt, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fake, "generate", noted)
+    for more in ((), ("--gif", "x.gif"), ("--frames", "folder")):
+        assert sora_bench("run", "a red circle", *more).exit_code == 0
+    assert kept == [False, True, True]
+
+
+def test_a_disk_that_fills_while_encoding_leaves_nothing(
+    sora_bench: Command, fake: FakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object, __: object) -> None:
+        raise OutputError("cannot write clip.mp4: no space left on device; free some space")
+
+    monkeypatch.setattr(VideoWriter, "write", full)
+    fake.sleep_seconds = 0.1
+    result = sora_bench("run", "a red circle")
+    assert result.exit_code == 1 and "no space left" in result.stderr
+    assert names(tmp_path) == []

@@ -1,12 +1,15 @@
 """Estimates of the machine at hand: from its profile, refused without one, and beside what a clip then took."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cost.machine_profile import RATE, made_up
 from sora_runtime import Runtime
+from sora_runtime.bench.pace import pace_now
+from sora_runtime.bench.samples import Samples
 from sora_runtime.cost.estimate import Ask, estimate_of
 from sora_runtime.cost.machine_time import usual_head_channels
 from sora_runtime.cost.profile import Table, load_profile, save_profile
@@ -53,6 +56,33 @@ def test_an_estimate_of_this_machine_adds_up() -> None:
     total = sum(sum(stage.values()) for stage in found.prediction.stages.values())
     assert found.prediction.p50 == pytest.approx(total)
     assert found.prediction.p10 < found.prediction.p50 < found.prediction.p90
+
+
+def test_a_slower_machine_takes_longer_by_one_factor() -> None:
+    save_profile(made_up())
+    ask = Ask("wan-pocket", gpu="this-machine")
+    calibrated, now = estimate_of(ask), estimate_of(replace(ask, pace=0.0015))  # it was calibrated at 0.001
+    assert now.prediction.p50 == pytest.approx(1.5 * calibrated.prediction.p50)
+    assert ("pace", "1.50 x the calibration's times", "read on this machine now") in list(now.all_assumed())
+    assert "pace" not in [name for name, _, _ in calibrated.all_assumed()]
+
+
+def test_the_pace_is_read_where_the_profile_was_made() -> None:
+    save_profile(made_up())
+    assert 0 < (pace_now() or 0) < 10
+    save_profile(made_up(machine=Machine("another", 2, None, "Linux")))
+    assert pace_now() is None
+
+
+def test_repeats_count_at_the_pace_of_the_whole() -> None:
+    samples = Samples()
+    for taken, waited, pace in ((1.0, 0.0, 0.010), (2.2, 0.0, 0.011), (9.0, 0.0, 0.020), (9.0, 0.5, 0.010)):
+        samples.seconds.append(taken)
+        samples.waits.append(waited)
+        samples.settle(pace)
+    assert samples.clean(0.010) == pytest.approx([1.0, 2.0])  # neither the slow one nor the one that waited
+    assert samples.typical(0.010) == pytest.approx(1.5)
+    assert samples.typical(0.001) == 1.0  # none was so fast: the best there is
 
 
 def test_int8_takes_its_own_table() -> None:

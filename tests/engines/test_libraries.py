@@ -55,6 +55,7 @@ def test_every_library_that_cannot_run_says_why_and_what_to_do() -> None:
         "onnxruntime CPU",
         "onnxruntime CUDA",
         "onnxruntime TensorRT",
+        "openvino CPU",
         "tensorrt_rtx",
         "tensorrt",
     ]
@@ -102,6 +103,13 @@ def test_providers_of_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_name(ADA)["onnxruntime TensorRT"].reason == "libnvinfer, the library of TensorRT, is not found"
     monkeypatch.setattr(libraries, "_loads", lambda *names: True)
     assert by_name(ADA)["onnxruntime TensorRT"].runs
+
+
+def test_openvino_runs_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, {"openvino": SimpleNamespace(__version__="2026.4.1-22982-e213a147257")})
+    assert by_name(NO_DRIVER)["openvino CPU"] == LibraryStatus("openvino CPU", "2026.4.1", True, True, (), None, None)
+    install(monkeypatch, {})
+    assert by_name(NO_DRIVER)["openvino CPU"].remedy == "pip install openvino"
 
 
 class Driver:
@@ -156,4 +164,4 @@ def test_importing_the_module_imports_no_library() -> None:
 
     code = "import sys, sora_runtime.engines.libraries; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert {"tensorrt", "tensorrt_rtx", "onnxruntime", "numpy"}.isdisjoint(done.stdout.split())
+    assert {"tensorrt", "tensorrt_rtx", "onnxruntime", "openvino", "numpy"}.isdisjoint(done.stdout.split())

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sora_runtime.bench.pace import pace_now
+from sora_runtime.cost.profile import load_profile
 from sora_runtime.errors import InvalidRequest
 from sora_runtime.runtime import Runtime
 
@@ -33,6 +35,8 @@ class Measured:
 def measure(bundle: str) -> Iterator[Measured]:
     """Make clips of a bundle's first shape at several step counts, with and without guidance.
 
+    Predictions are of the machine at the pace read just before.
+
     Raises:
         InvalidRequest: this machine has no profile for all its threads.
         BundleError, EngineError: the bundle cannot be opened or run.
@@ -42,7 +46,9 @@ def measure(bundle: str) -> Iterator[Measured]:
             raise InvalidRequest(f"'{bundle}' makes clips from a picture; give a bundle that takes a prompt alone")
         prompt = "a red circle moving left on a navy background"
         runtime.generate(prompt, num_inference_steps=1)  # engines are loaded, the prompt is cached
+        calibrated = load_profile().constants["pace"]
         for steps in STEPS:
+            slower = (pace_now() or calibrated) / calibrated
             for scale in (1.0, 3.0):
                 clips = [
                     runtime.generate(prompt, num_inference_steps=steps, guidance_scale=scale).receipt
@@ -53,9 +59,9 @@ def measure(bundle: str) -> Iterator[Measured]:
                     raise InvalidRequest("there is no profile of this machine; run `sora-bench calibrate`")
                 yield Measured(
                     what=f"{steps} steps{' with guidance' if scale > 1 else ''}",
-                    p10=predicted.seconds.p10,
-                    p50=predicted.seconds.p50,
-                    p90=predicted.seconds.p90,
+                    p10=predicted.seconds.p10 * slower,
+                    p50=predicted.seconds.p50 * slower,
+                    p90=predicted.seconds.p90 * slower,
                     seconds=statistics.median(clip.seconds.total for clip in clips),
                     origin=predicted.origin,
                 )

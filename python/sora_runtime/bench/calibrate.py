@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sora_runtime import __version__
 from sora_runtime.bench import micro_graphs as graphs
+from sora_runtime.bench.pace import Pace, filled
 from sora_runtime.bench.samples import Load, Samples
 from sora_runtime.cost.architectures.common import Conditioning
 from sora_runtime.cost.architectures.vae_common import SCALED_RMS_NORM, AutoencoderBuilder
@@ -28,14 +27,14 @@ from sora_runtime.cost.architectures.wan import wan_transformer
 from sora_runtime.cost.profile import TABLES, Profile, Table
 from sora_runtime.cost.work import Sizes
 from sora_runtime.engines import onnxruntime
-from sora_runtime.engines.engine import TensorSpec
 from sora_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from sora_runtime.machine import available_cores, this_machine
 
 BUDGET = 50.0  # seconds; graphs that are left when they are over are not measured again
 PASSES = 8  # over all graphs: whatever else the machine does for a while does not fall on a graph alone
 SHARE, LEAST, MOST = 0.02, 2, 12  # seconds and repeats of one graph in one pass
-ENOUGH = 4  # undisturbed repeats, after two passes
+ALL_PASSES = 4  # in which every graph is measured
+ENOUGH = 8  # undisturbed repeats, after which a graph is left out of later passes
 
 Axes = dict[str, tuple[float, ...]]
 Point = dict[str, float]
@@ -140,6 +139,13 @@ class _Timer:
         self._num_threads = num_threads
         self._deadline = deadline
         self._folder = tempfile.TemporaryDirectory()
+        self._pace = Pace(num_threads)
+        self.paces = [self._pace.seconds()]  # before the first graph and after each
+
+    @property
+    def pace(self) -> float:
+        """The machine's own: what it reached in a quarter of the readings."""
+        return float(np.quantile(self.paces, 0.25))
 
     @property
     def late(self) -> bool:
@@ -147,13 +153,18 @@ class _Timer:
         return time.perf_counter() > self._deadline
 
     def measure(self, shape: Shape, samples: Samples) -> None:
-        """Adds some repeats of one graph."""
+        """Adds some repeats of one graph, and the pace meanwhile."""
+        self._repeat(shape, samples)  # when it returns the engine and its busily waiting threads are gone
+        self.paces.append(self._pace.seconds())
+        samples.settle((self.paces[-2] + self.paces[-1]) / 2.0)
+
+    def _repeat(self, shape: Shape, samples: Samples) -> None:
         file = Path(self._folder.name) / "graph.onnx"
         file.write_bytes(shape.graph())
-        engine = OnnxRuntimeEngine(file, num_threads=self._num_threads)
+        engine = OnnxRuntimeEngine(file, num_threads=self._num_threads, stay_awake=True)
         try:
             specs = {**engine.inputs, **engine.outputs}
-            run = engine.bind({name: _filled(spec) for name, spec in specs.items()}).run
+            run = engine.bind({name: filled(spec) for name, spec in specs.items()}).run
             run()
             end, count = time.perf_counter() + SHARE, 0
             while count < LEAST or (count < MOST and time.perf_counter() < end):
@@ -164,17 +175,21 @@ class _Timer:
 
     def close(self) -> None:
         """Removes what was written."""
+        self._pace.close()
         self._folder.cleanup()
 
 
-def _filled(spec: TensorSpec) -> NDArray[Any]:
-    array = spec.empty()
-    array[...] = graphs.filled(*spec.shape)
-    return array
+@dataclass(frozen=True)
+class Measured:
+    """What the graphs' times tell."""
+
+    tables: dict[str, Table]
+    pace: float  # seconds, at which the rates in the tables hold
+    disturbed: int  # graphs that other programs disturbed in every repeat
 
 
-def measure(num_threads: int, on_progress: Callable[[int, int], None]) -> tuple[dict[str, Table], int]:
-    """Every table, and how many of their graphs other programs disturbed in every repeat."""
+def measure(num_threads: int, on_progress: Callable[[int, int], None]) -> Measured:
+    """Every table."""
     wanted = list(shapes())
     samples = [Samples() for _ in wanted]
     timer = _Timer(num_threads, time.perf_counter() + BUDGET)
@@ -183,13 +198,14 @@ def measure(num_threads: int, on_progress: Callable[[int, int], None]) -> tuple[
             for index, shape in enumerate(wanted):
                 if turn and timer.late:
                     break
-                if turn < 2 or len(samples[index].clean) < ENOUGH:
+                if turn < ALL_PASSES or len(samples[index].clean(timer.pace)) < ENOUGH:
                     timer.measure(shape, samples[index])
                 on_progress(turn * len(wanted) + index + 1, PASSES * len(wanted))
     finally:
         timer.close()
-    disturbed = sum(not own.clean for own in samples)
-    return {name: _table(name, wanted, [own.typical() for own in samples]) for name in TABLES}, disturbed
+    seconds = [own.typical(timer.pace) for own in samples]
+    tables = {name: _table(name, wanted, seconds) for name in TABLES}
+    return Measured(tables, timer.pace, sum(not own.clean(timer.pace) for own in samples))
 
 
 def _table(name: str, wanted: list[Shape], seconds: list[float]) -> Table:
@@ -236,10 +252,12 @@ def calibrate(
     threads = available_cores() if num_threads is None else num_threads
     start, load = time.perf_counter(), Load()
     constants = sampler_seconds(threads) | {"clip": clip_seconds(threads)}
-    tables, disturbed = measure(threads, on_progress)
+    measured = measure(threads, on_progress)
+    tables = measured.tables
     blocks = tables["rest.transformer"]
     # A product of one row reads each weight, 4 bytes, for 2 FLOPs.
     constants["bandwidth"] = 2.0 * tables["product.fp32"].at(rows=1, width=math.inf)
+    constants["pace"] = measured.pace
     constants["layer"] = blocks.axes["elements"][0] / blocks.values[0]
     return Profile(
         machine=this_machine(),
@@ -248,7 +266,7 @@ def calibrate(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.perf_counter() - start,
         others=load.others(),
-        disturbed=disturbed,
+        disturbed=measured.disturbed,
         tables=tables,
         constants=constants,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 GROUP = 1e-3  # seconds of a repeat; what is shorter runs several times
+SLOWER = 1.15  # pace of a repeat, relative to the machine's own
 TOLERANCE = 0.02  # share of its time that a repeat may have waited
 
 
@@ -58,6 +59,7 @@ class Samples:
 
     seconds: list[float] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)  # share of each
+    paces: list[float] = field(default_factory=list)  # of the machine meanwhile, see bench.pace
 
     def add(self, run: Callable[[], object]) -> None:
         """Runs for a millisecond, at least once, and notes the mean."""
@@ -70,11 +72,24 @@ class Samples:
         self.seconds.append(taken / count)
         self.waits.append((waited() - before) / taken)
 
-    @property
-    def clean(self) -> list[float]:
-        """Seconds of the repeats that had the processors to themselves."""
-        return [taken for taken, share in zip(self.seconds, self.waits, strict=True) if share <= TOLERANCE]
+    def settle(self, pace: float) -> None:
+        """States the machine's pace during the repeats since the last call."""
+        self.paces += [pace] * (len(self.seconds) - len(self.paces))
 
-    def typical(self) -> float:
-        """Median seconds on a quiet machine; of a busy one, the best there is."""
-        return float(np.median(self.clean)) if self.clean else min(self.seconds)
+    def clean(self, pace: float | None = None) -> list[float]:
+        """Seconds of the repeats that had the processors to themselves; those at about this pace, and at it."""
+        chosen = []
+        for index, (taken, share) in enumerate(zip(self.seconds, self.waits, strict=True)):
+            slower = 1.0 if pace is None else self.paces[index] / pace
+            if share <= TOLERANCE and slower <= SLOWER:
+                chosen.append(taken / slower)
+        return chosen
+
+    def typical(self, pace: float | None = None) -> float:
+        """Median seconds on a quiet machine; of a busy one, the best there is.
+
+        Args:
+            pace: at which the seconds are stated; None takes them as they are.
+        """
+        own = self.clean(pace)
+        return float(np.median(own)) if own else min(self.seconds)

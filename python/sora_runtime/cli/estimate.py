@@ -110,6 +110,7 @@ def estimate(  # noqa: PLR0913, PLR0917  (each option of the command is a parame
         parallelism=parallelism,
         price=price,
         assumptions=parse_assumptions(assume or []),
+        pace=_pace(gpu),
     )
     _answer(ask, csv, json=json)
 
@@ -139,6 +140,17 @@ def _refuse_clip(context: typer.Context) -> None:
         if name not in kept and source is not None and source.name == "COMMANDLINE":
             shown = "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
             raise InvalidRequest(f"{shown} is given beside --batch, whose rows state it; leave it out")
+
+
+def _pace(gpu: str) -> float | None:
+    """Of this machine at the moment, if the estimate is of this machine."""
+    from sora_runtime.cost.profile_path import is_this_machine
+
+    if not is_this_machine(gpu):
+        return None
+    from sora_runtime.bench.pace import pace_now
+
+    return pace_now()
 
 
 def _answer(ask: Ask, csv: Path | None, *, json: bool) -> None:

@@ -65,6 +65,22 @@ def parse_levels(name: str, texts: list[str] | None) -> list[float] | None:
     return levels
 
 
+def parse_seeds(texts: list[str] | None, seed: int, repeat: int) -> list[int]:
+    """The seeds of the clips to make: those of ``--seeds 1,2,3``, or ``repeat`` of them from ``seed`` on.
+
+    Raises:
+        InvalidRequest: One is not a whole number, or both ways are used at once.
+    """
+    if texts is None:
+        return [seed + index for index in range(repeat)]
+    if repeat > 1 or seed:
+        raise InvalidRequest(f"--seeds says which clips to make; leave out {'--repeat' if repeat > 1 else '--seed'}")
+    seeds = parse_numbers("--seeds", split_list(texts))
+    if not seeds:
+        raise InvalidRequest("--seeds names no seed; use some such as 1,2,3")
+    return seeds
+
+
 def parse_frames(frames: list[str], num_frames: int | None, frames_dir: Path | None) -> tuple[int | None, Path | None]:
     """Merges ``--frames N|DIR`` with ``--num-frames`` and ``--frames-dir``.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sora_runtime.cli import run_options as option
 from sora_runtime.cli.outputs import STDOUT, Outputs, check_all, write_receipts
-from sora_runtime.cli.parse import check_text, parse_frames, parse_levels, parse_size
+from sora_runtime.cli.parse import check_text, parse_frames, parse_levels, parse_seeds, parse_size
 
 if TYPE_CHECKING:
     from sora_runtime.receipt import Receipt
@@ -20,6 +20,7 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
     image: option.Image = None,
     negative_prompt: option.NegativePrompt = None,
     seed: option.Seed = 0,
+    seeds: option.Seeds = None,
     preset: option.Preset = None,
     steps: option.Steps = None,
     sigmas: option.Sigmas = None,
@@ -48,6 +49,7 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
     max_usd: option.MaxUsd = None,
     deadline: option.Deadline = None,
     price_per_hour: option.PricePerHour = None,
+    engine: option.Engine = option.EngineName.onnxruntime,
     threads: option.Threads = None,
     embedding_cache: option.EmbeddingCache = None,
     verify: option.Verify = option.VerifyBundle.once,
@@ -85,14 +87,19 @@ def run(  # noqa: PLR0913, PLR0917  (each option of the command is a parameter)
         max_usd=max_usd,
         deadline_s=deadline,
     )
-    wanted = Outputs(out, gif, frames_dir)
-    outputs = [wanted.numbered(index) for index in range(repeat)] if repeat > 1 else [wanted]
+    wanted, several = Outputs(out, gif, frames_dir), parse_seeds(seeds, seed, repeat)
+    outputs = [wanted.numbered(index) for index in range(len(several))] if len(several) > 1 else [wanted]
     check_all(outputs, json)
-    loading = {"num_threads": threads, "verify": verify.value, "embedding_cache_dir": embedding_cache}
+    loading = {
+        "engine": engine.value,
+        "num_threads": threads,
+        "verify": verify.value,
+        "embedding_cache_dir": embedding_cache,
+    }
     loading |= _given(preset=preset)
-    receipts = _make_clips(_Job(model, loading, prompt, seed, request, outputs, json), quiet=quiet)
+    receipts = _make_clips(_Job(model, loading, prompt, several, request, outputs, json), quiet=quiet)
     if json == STDOUT:
-        write_receipts(json, receipts, as_list=repeat > 1)
+        write_receipts(json, receipts, as_list=len(several) > 1)
     elif not quiet:
         _print_receipts(receipts, outputs)
 
@@ -103,12 +110,12 @@ def _given(**fields: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Job:
-    """What to make: one clip for each of `outputs`, the seed one higher each time."""
+    """What to make: one clip for each of `outputs` and `seeds`."""
 
     model: str
     loading: dict[str, Any]
     prompt: str
-    seed: int
+    seeds: list[int]
     request: dict[str, Any]
     outputs: list[Outputs]
     json: Path | None
@@ -129,23 +136,22 @@ def _with_preset(job: _Job) -> dict[str, Any]:
 
 
 def _make_clips(job: _Job, *, quiet: bool) -> list[Receipt]:
-    from sora_runtime.cli.clip import make_clip
+    from sora_runtime.cli.clip import make_clips
     from sora_runtime.cli.progress import StageProgress
     from sora_runtime.runtime import Runtime
 
     receipts: list[Receipt] = []
-    clips = len(job.outputs)
+    number = len(job.outputs)
     with StageProgress(quiet=quiet) as progress:
         progress("load", 0, 0)
         runtime = Runtime.load(job.model, **_with_preset(job))
-        for index, files in enumerate(job.outputs):
-            progress.next_clip(f"{index + 1}/{clips} " if clips > 1 else "")
-            request = {**job.request, "seed": job.seed + index}
-            clip = make_clip(runtime, job.prompt, request, files, progress)
-            receipts.append(clip.receipt)
+        clips = make_clips(runtime, job.prompt, job.seeds, job.request, job.outputs, progress)
+        for index in range(number):
+            progress.next_clip(f"{index + 1}/{number} " if number > 1 else "")
+            receipts.append(next(clips).receipt)
             # Each time, so that the clips there are have their receipts if a later one fails.
             if job.json is not None and job.json != STDOUT:
-                write_receipts(job.json, receipts, as_list=clips > 1)
+                write_receipts(job.json, receipts, as_list=number > 1)
     return receipts
 
 

@@ -25,6 +25,13 @@ class VerifyBundle(StrEnum):
     always = "always"
 
 
+class EngineName(StrEnum):
+    """What runs the networks; see `sora_runtime.engines.registry`."""
+
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
 class GuidanceName(StrEnum):
     """How guidance joins the branches; see `sora_runtime.sampling.guidance`."""
 
@@ -71,6 +78,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No bars, no table.",
 Image = Annotated[Path | None, _clip("The picture that the clip begins with.", "FILE")]
 NegativePrompt = Annotated[str | None, _clip("What it should not show.", "TEXT")]
 Seed = Annotated[int, _clip("One seed, one clip, on every machine.", "N")]
+Seeds = Annotated[list[str] | None, _clip("A clip for each, of one prompt encoded once: clip-0.mp4 ...", "N[,N]")]
 Preset = Annotated[str | None, _clip("Settings that the bundle has under a name: draft, standard, best.", "NAME")]
 Steps = Annotated[int | None, _clip("Inference steps.", "N")]
 Sigmas = Annotated[list[str] | None, _clip("A noise level for each step: 1.0,0.75,0.5,0.25.", "X[,X]")]
@@ -103,7 +111,7 @@ Frames = Annotated[
 ]
 NumFrames = Annotated[int | None, _clip("The same as --frames N.", "N")]
 Fps = Annotated[float | None, _clip("Frames per second.", "X")]
-Repeat = Annotated[int, _clip("Make N clips, with SEED, SEED+1 ...: clip-0.mp4 ...", "N", min=1)]
+Repeat = Annotated[int, _clip("The same for SEED, SEED+1 ...: N clips.", "N", min=1)]
 
 Out = Annotated[Path, _file("The video.", "FILE.mp4")]
 Gif = Annotated[Path | None, _file("Also an animated GIF.", "FILE")]
@@ -121,6 +129,7 @@ Deadline = Annotated[
 ]
 
 PricePerHour = Annotated[float | None, _machine("What an hour of it costs, in USD.", "X")]
+Engine = Annotated[EngineName, _machine("What runs the networks.", "NAME")]
 Threads = Annotated[int | None, _machine("Default: one for every core.", "N")]
 EmbeddingCache = Annotated[Path | None, _machine("Keeps prompt embeddings for later runs.", "DIR")]
 Verify = Annotated[VerifyBundle, _machine("When to hash the bundle's files.")]

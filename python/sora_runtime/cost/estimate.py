@@ -62,6 +62,7 @@ class Ask:
     parallelism: str | None = None  # such as "cfg2 ulysses4"
     price: str | float | None = None  # USD per GPU-hour, a provider or a commitment
     assumptions: Mapping[str, float] = field(default_factory=dict)
+    pace: float | None = None  # of this machine, as `bench.pace.pace_now` reads it; None: as it was calibrated
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def estimate_of(ask: Ask) -> Estimate:
         InvalidRequest: anything that is not a clip, a model, a GPU, a price.
     """
     ask = checked(ask)
-    here = _here() if is_this_machine(ask.gpu) else None
+    here = _here(ask.pace) if is_this_machine(ask.gpu) else None
     model, gpu = _model(ask.model), here.profile.gpu if here else find_gpu(ask.gpu)
     most = 1 if here else MOST_GPUS
     if not 1 <= ask.gpu_count <= most:
@@ -175,10 +176,10 @@ def estimate(model: str, *, gpu: str = "h100-sxm", **wanted: object) -> Receipt:
     return receipt_of(estimate_of(Ask(model, gpu=gpu, **wanted)), datetime.now(UTC))  # type: ignore[arg-type]
 
 
-def _here() -> OnMachine:
+def _here(pace: float | None) -> OnMachine:
     from sora_runtime.cost.on_machine import OnMachine  # 20 ms that no estimate of a GPU needs
 
-    return OnMachine.here()
+    return OnMachine.here(pace)
 
 
 def _model(text: str) -> Model:

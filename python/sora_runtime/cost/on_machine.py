@@ -29,15 +29,17 @@ class OnMachine:
     """What of an estimate is different on the calibrated machine."""
 
     profile: Profile
+    slower: float | None = None  # now than when it was calibrated, if that was read; the profile says it as it is now
 
     @classmethod
-    def here(cls) -> OnMachine:
-        """From the user's profile.
+    def here(cls, pace: float | None = None) -> OnMachine:
+        """From the user's profile, at the machine's pace of the moment if one is given.
 
         Raises:
             InvalidRequest: `sora-bench calibrate` was not run.
         """
-        return cls(load_profile())
+        profile = load_profile()
+        return cls(profile) if pace is None else cls(profile.at(pace), pace / profile.constants["pace"])
 
     def setting(self, precision: str, asked: Setting) -> tuple[Setting, tuple[tuple[str, str, str], ...]]:
         """ONNX Runtime's kernels with the reuse that was asked for; half precisions are computed as float32 there.
@@ -51,6 +53,8 @@ class OnMachine:
         profile = self.profile
         origin = f"sora-bench calibrate, {profile.created[:10]}, on {profile.machine.cpu}"
         assumed = [("rates", f"measured with {profile.num_threads} threads", origin)]
+        if self.slower is not None:
+            assumed.append(("pace", f"{self.slower:.2f} x the calibration's times", "read on this machine now"))
         if runs != precision:
             assumed.append(("precision", runs, "what ONNX Runtime computes in on a processor"))
         engine = ENGINE_BY_NAME["onnxruntime"]

@@ -8,7 +8,7 @@ import os
 import secrets
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from sora_runtime.cost.rates import Fit
 from sora_runtime.errors import InvalidRequest, OutputError
 from sora_runtime.machine import Machine, this_machine
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # Relative errors of predictions from a profile. benchmarks/calibrated.py found 3% to 13% for wide networks and up to
 # 40% for small clips on shared cores; they are to be narrowed by a record from a quiet machine.
 ROW_SPREAD, SOURCE_SPREAD, PARAMETER_SPREAD = 0.18, 0.12, 0.03
@@ -92,6 +92,17 @@ class Profile:
             f"the machine profile was made on {self.machine.cpu} with {self.machine.cores} cores and this is "
             f"{here.cpu} with {here.cores}; run `sora-bench calibrate` here for estimates of this machine"
         )
+
+    def at(self, pace: float) -> Profile:
+        """The same machine when the products of `bench.pace` take `pace` seconds: all is slower by one factor."""
+        factor = pace / self.constants["pace"]
+        tables = {
+            name: replace(table, values=tuple(value / factor for value in table.values))
+            for name, table in self.tables.items()
+        }
+        slower = {name: value * factor for name, value in self.constants.items() if name != "bandwidth"}
+        constants = slower | {"bandwidth": self.constants["bandwidth"] / factor}
+        return replace(self, tables=tables, constants=constants)
 
     @property
     def gpu(self) -> Gpu:
@@ -228,5 +239,6 @@ CONSTANTS = {
     "layer": "seconds of one block of almost no work",
     "step": "seconds of one sampler step and its calls beside the network",
     "step.element": "seconds for each element of the latents in one step",
+    "pace": "seconds of the products of bench.pace when all these rates hold",
     "clip": "seconds of a clip beside its stages: request, program, receipt",
 }

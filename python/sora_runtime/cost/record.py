@@ -79,6 +79,7 @@ def _reasons(estimate: Estimate, receipt: Receipt) -> dict[str, str]:
     found = dict.fromkeys(_nulls(receipt.model_dump(exclude={"predicted", "reasons"})), _NOTHING_RAN)
     if "seconds.image_encode" in found:
         found["seconds.image_encode"] = found["image_cache"] = "the clip begins with no picture"
+    found["batch"] = "one clip is estimated"
     if "request.guidance_scale" in found:
         found["request.guidance_scale"] = "the model takes none"
     if "forecast.energy_wh" in found:

@@ -12,6 +12,7 @@ from typing import Any
 
 _DRIVER = "libcuda.so.1"
 _NEEDS_GPU = "install an NVIDIA driver on a machine with a GPU"
+INSTALL_OPENVINO = "pip install openvino"
 _GPU_PACKAGE = "pip uninstall onnxruntime, then pip install onnxruntime-gpu: they share one module"
 
 
@@ -72,7 +73,7 @@ def engine_libraries(cuda: CudaStatus | None = None) -> list[LibraryStatus]:
     Imports what is installed, as only that tells whether it works; deserialises and builds nothing.
     """
     cuda = cuda_status() if cuda is None else cuda
-    return [*_onnxruntime(cuda), _tensorrt("tensorrt_rtx", cuda), _tensorrt("tensorrt", cuda)]
+    return [*_onnxruntime(cuda), _openvino(), _tensorrt("tensorrt_rtx", cuda), _tensorrt("tensorrt", cuda)]
 
 
 def _onnxruntime(cuda: CudaStatus) -> list[LibraryStatus]:
@@ -100,6 +101,14 @@ def _provider(kind: str, version: str, providers: set[str], cuda: CudaStatus) ->
         reason = "libnvinfer, the library of TensorRT, is not found"
         return LibraryStatus(name, version, False, False, (), reason, "pip install tensorrt")
     return LibraryStatus(name, version, True, True, (), None, None)
+
+
+def _openvino() -> LibraryStatus:
+    """Its CPU plugin alone: it compiles a graph whenever it loads one."""
+    module, why = _import("openvino")
+    if module is None:
+        return LibraryStatus("openvino CPU", None, False, False, (), why, INSTALL_OPENVINO)
+    return LibraryStatus("openvino CPU", str(module.__version__).partition("-")[0], True, True, (), None, None)
 
 
 def _tensorrt(name: str, cuda: CudaStatus) -> LibraryStatus:
