@@ -375,6 +375,17 @@ def test_a_record_is_of_every_core() -> None:
     assert foreseen(Foresight(with_presets(PRESETS), THREADS + 1)) is None
 
 
+def test_profiles_and_records_are_of_the_default_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    save_profile(made_up())
+    bundle = with_presets(PRESETS)
+    foresight = Foresight(bundle, THREADS, "openvino")
+    assert foreseen(foresight) is None
+    bucket = bundle.manifest.components.transformer.buckets[0]
+    foresight.learn(bucket, PastClip("another program", evaluations=4, denoise=8.0, decode=0.5, total=9.0))
+    assert foreseen(foresight).origin == "the pace of one clip of this size"
+
+
 def test_calls_of_a_policy_that_decides_in_the_run_are_those_on_record() -> None:
     settings = {"step_reuse": {"policy": "easycache", "threshold": 0.1}, "force_step_reuse": True, **ASKED}
     bundle = with_presets({"reuse": preset(settings, seconds=4.0, evaluations=4.5), "best": BEST})

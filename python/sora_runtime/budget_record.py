@@ -1,4 +1,4 @@
-"""What a receipt says of a clip's budget: the limits, what was predicted, what was chosen and what was given up."""
+"""What a receipt says of a clip's preset and budget: limits, predictions, what was chosen and what was given up."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -7,6 +7,16 @@ from .forecast import Band
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class PresetRecord(_Record):
+    """The preset that a clip was made with."""
+
+    name: str
+    changed: list[str]  # settings that the request had otherwise
+
+    def __str__(self) -> str:
+        return f"{self.name}, changed: {', '.join(self.changed)}" if self.changed else self.name
 
 
 class OptionRecord(_Record):

@@ -18,6 +18,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .cost.profile_path import default_path
+from .engines.registry import DEFAULT_ENGINE
 from .forecast import Band
 from .machine import available_cores, this_machine
 from .manifest import TransformerBucket
@@ -83,10 +84,12 @@ class Foresight:
     Args:
         bundle: the runtime's.
         num_threads: the runtime's.
+        engine: what runs its networks. Profiles and presets tell of the default engine alone.
     """
 
-    def __init__(self, bundle: Bundle, num_threads: int) -> None:
+    def __init__(self, bundle: Bundle, num_threads: int, engine: str = DEFAULT_ENGINE) -> None:
         self._bundle = bundle
+        self._engine = engine
         self._num_threads = num_threads
         self._past: dict[TransformerBucket, tuple[PastClip, ...]] = {}
 
@@ -103,6 +106,8 @@ class Foresight:
         calls = self._evaluations(request, program)
         if past:
             return _at_their_pace(past, calls)
+        if self._engine != DEFAULT_ENGINE:
+            return None
         return self._by_profile(request, program, calls) or self._by_record(request, calls)
 
     def _evaluations(self, request: ResolvedRequest, program: SamplerProgram) -> float:

@@ -85,7 +85,7 @@ def test_a_preset_is_loaded_with_and_a_budget_is_asked_with(sora_bench: Command,
     assert sora_bench("run", "a red circle", "--preset", "draft").exit_code == 0
     words = ("--max-usd", 0.5, "--deadline", 30, "--price-per-hour", 2)
     assert sora_bench("run", "a red circle", *words).exit_code == 0
-    loading = {"num_threads": None, "verify": "once", "embedding_cache_dir": None}
+    loading = {"engine": "onnxruntime", "num_threads": None, "verify": "once", "embedding_cache_dir": None}
     assert fake.loaded == [("wan-pocket", {**loading, "preset": "draft"}), ("wan-pocket", loading)]
     budget = {"max_usd": 0.5, "deadline_s": 30.0, "price_per_hour": 2.0}
     assert fake.requests == [DEFAULTS, {**DEFAULTS, **budget}]
