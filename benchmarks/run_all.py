@@ -12,12 +12,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-# Modules with measure() -> dict and table(dict) -> Markdown; `timing` and `adherence` record elsewhere.
+# Modules with measure() -> dict and table(dict) -> Markdown; `timing`, `adherence` and `frontier` record elsewhere.
 MEASURED = (
     *("overhead", "overlap", "fused_step", "export_14b", "families", "precisions", "int8_forward", "validate"),
     *("calibrated", "peers"),
 )
-RECORDED = ("adherence", "timing")
+RECORDED = ("adherence", "frontier", "timing")
 
 
 def write_readme(readme: str) -> str:

@@ -22,6 +22,7 @@ from sora_export.checkpoint import Checkpoint
 from sora_export.emulation import emulated
 from sora_export.manifest import file_record, write_manifest
 from sora_export.parity import against
+from sora_export.pocket.score import is_pocket
 from sora_export.precision import Precision
 from sora_export.staging import Staging, is_abandoned
 from sora_runtime.bundle import Bundle
@@ -143,7 +144,7 @@ def check_bundle(
         if precision != "fp32":
             reference = _float32(folder, temporary / "float32", manifest, progress)
             frames = _frames(reference, subject, prompts, num_inference_steps, Precision(precision).quantised, progress)
-            if adherence_prompts and _is_pocket(manifest):
+            if adherence_prompts and is_pocket(manifest):
                 adherence = _adherence(reference, subject, adherence_prompts, progress)
     result = CheckResult(precision, parts, frames, adherence)
     if record:
@@ -245,13 +246,6 @@ def psnr(want: NDArray[np.uint8], got: NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio over all frames and channels, in dB; infinity for equal clips."""
     error = float(np.mean((want.astype(np.float64) - got) ** 2))
     return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
-
-
-def _is_pocket(manifest: Mapping[str, Any]) -> bool:
-    """Whether the transformer's weights are those of a shipped pocket model, whatever the bundle is called."""
-    weights = "transformer/diffusion_pytorch_model.safetensors"
-    shipped = {Bundle.load(name).manifest.files[weights].sha256 for name in ("wan-pocket", "wan-pocket-4step")}
-    return manifest["files"].get(weights, {}).get("sha256") in shipped
 
 
 def _adherence(reference: Path, subject: Path, count: int, progress: Progress) -> dict[str, Measure]:

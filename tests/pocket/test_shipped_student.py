@@ -10,11 +10,10 @@ import torch
 from diffusers import WanPipeline
 
 from prompts import PROMPT
-from sora_export.check import _is_pocket
 from sora_export.pocket.captions import held_out_prompts
 from sora_export.pocket.models import MAX_SEQUENCE_LENGTH
 from sora_export.pocket.render import HEIGHT, NUM_FRAMES, WIDTH
-from sora_export.pocket.score import ATTRIBUTES, model_folder, score
+from sora_export.pocket.score import ATTRIBUTES, is_pocket, model_folder, score
 from sora_runtime import Runtime
 from sora_runtime.verify import sha256_of
 
@@ -87,8 +86,8 @@ def test_it_draws_what_it_is_told(student: Runtime) -> None:
 
 def test_what_is_made_of_it_is_scored(student: Runtime) -> None:
     """`sora-bench check` counts on the held-out prompts only for models that know them."""
-    assert _is_pocket(student.bundle.manifest.model_dump())
-    assert not _is_pocket({"files": {"transformer/diffusion_pytorch_model.safetensors": {"sha256": "0" * 64}}})
+    assert is_pocket(student.bundle.manifest.model_dump())
+    assert not is_pocket({"files": {"transformer/diffusion_pytorch_model.safetensors": {"sha256": "0" * 64}}})
 
 
 def test_a_given_picture_begins_the_clip(student: Runtime) -> None:

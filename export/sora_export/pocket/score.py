@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,25 @@ from sora_export.pocket.detect import detect
 ATTRIBUTES = ("colour", "shape", "motion", "background")
 Frames = np.ndarray[Any, Any]
 Generate = Callable[[str, Scene, int], Frames]
+
+
+def is_pocket(manifest: Mapping[str, Any]) -> bool:
+    """Whether the transformer's weights are those of a shipped pocket model, whatever the bundle is called.
+
+    Args:
+        manifest: bundle.json, as JSON.
+    """
+    from sora_runtime.bundle import Bundle
+
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    shipped = {Bundle.load(name).manifest.files[weights].sha256 for name in ("wan-pocket", "wan-pocket-4step")}
+    return manifest["files"].get(weights, {}).get("sha256") in shipped
+
+
+def wholly_right(frames: Frames, scene: Scene) -> bool:
+    """Whether a clip shows all four attributes of a scene."""
+    seen = detect(frames)
+    return all(getattr(seen, name) == getattr(scene, name) for name in ATTRIBUTES)
 
 
 def wilson_interval(hits: int, count: int) -> tuple[float, float]:

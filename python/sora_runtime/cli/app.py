@@ -64,6 +64,7 @@ _COMMANDS = {
     "inspect": (_MAKE, False),
     "check": (_MAKE, False),
     "calibrate-reuse": (_MAKE, False),
+    "frontier": (_MAKE, False),
     "engines": (_MAKE, True),
     "estimate": (_PRICE, False),
     "compare": (_PRICE, False),
