@@ -229,8 +229,8 @@ def test_what_cannot_be_saved_is_stopped(clock: Clock) -> None:
     with pytest.raises(sora.BudgetExceeded) as caught:
         made(own, clock, max_usd=10.0, price_per_hour=3600.0)
     assert str(caught.value) == (
-        "stopped after 2 of 6 steps: max_usd = 10 leaves 0 s and the rest takes about 20 (20 USD), with no preset that "
-        "fits; 10 s (10 USD) are spent; raise the budget or name a cheaper preset"
+        "stopped after 2 of 6 steps: max_usd = 10 leaves 0 s and the rest takes about 20 s (20 USD), with no preset "
+        "that fits; 10 s (10 USD) are spent; raise the budget or name a cheaper preset"
     )
     clock.row = 1.0
     assert made(own, clock).receipt.evaluations.made == 10  # the runtime is as it was
@@ -373,6 +373,17 @@ def test_a_record_of_something_else_says_nothing(change: dict[str, Any]) -> None
 def test_a_record_is_of_every_core() -> None:
     assert foreseen(Foresight(with_presets(PRESETS), THREADS)) is not None
     assert foreseen(Foresight(with_presets(PRESETS), THREADS + 1)) is None
+
+
+def test_profiles_and_records_are_of_the_default_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    save_profile(made_up())
+    bundle = with_presets(PRESETS)
+    foresight = Foresight(bundle, THREADS, "openvino")
+    assert foreseen(foresight) is None
+    bucket = bundle.manifest.components.transformer.buckets[0]
+    foresight.learn(bucket, PastClip("another program", evaluations=4, denoise=8.0, decode=0.5, total=9.0))
+    assert foreseen(foresight).origin == "the pace of one clip of this size"
 
 
 def test_calls_of_a_policy_that_decides_in_the_run_are_those_on_record() -> None:

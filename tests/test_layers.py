@@ -31,7 +31,7 @@ RANKS = [
     },
     {"text", "condition", "decode", "tiles", "denoise", "programs"},
     {"stages"},
-    {"encoders"},
+    {"encoders", "open_stages"},
     {"cost"},
     {"billing", "foresight"},
     {"budget", "spending"},

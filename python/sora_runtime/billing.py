@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from .budget_record import BudgetRecord
+from .budget_record import BudgetRecord, PresetRecord
 from .bundle import Bundle
 from .cost.profile_path import default_path
 from .denoise import Conditions, DenoiseResult, Embeddings
@@ -31,7 +31,6 @@ from .receipt import (
     Hashes,
     MachineRecord,
     ModelRecord,
-    PresetRecord,
     Receipt,
     RequestRecord,
     Seconds,

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .bundle import Bundle, Verify
+from .engines.registry import DEFAULT_ENGINE
 from .foresight import Expected, Foresight
 from .manifest import Manifest
 from .preset_use import open_preset
@@ -98,7 +99,13 @@ def options_of(
 
 
 def bundle_within(
-    bundle: Bundle, prompt: str, fields: Mapping[str, Any], *, num_threads: int, verify: Verify = "once"
+    bundle: Bundle,
+    prompt: str,
+    fields: Mapping[str, Any],
+    *,
+    num_threads: int,
+    engine: str = DEFAULT_ENGINE,
+    verify: Verify = "once",
 ) -> str | None:
     """The preset to load a bundle with, so that a request's budget is kept: one whose settings are for another bundle.
 
@@ -107,6 +114,7 @@ def bundle_within(
         prompt: the request's.
         fields: the request's; without a preset.
         num_threads: that the runtime will have.
+        engine: likewise.
         verify: how other bundles are verified.
 
     Returns:
@@ -116,7 +124,7 @@ def bundle_within(
         InvalidRequest: the request cannot be served as it stands.
         BundleError: a preset, or the bundle that it is for, cannot be used.
     """
-    own = options_of(prompt, fields, bundle.manifest, Programs(bundle), Foresight(bundle, num_threads))
+    own = options_of(prompt, fields, bundle.manifest, Programs(bundle), Foresight(bundle, num_threads, engine))
     asked = own[0].request
     most = math.inf if asked.budget is None else asked.budget.seconds(asked.price_per_hour)
     if own[0].fits(most):
@@ -128,7 +136,7 @@ def bundle_within(
                 return None
             continue
         other = open_preset(bundle, name, verify)
-        foresight = Foresight(other, num_threads)
+        foresight = Foresight(other, num_threads, engine)
         if options_of(prompt, {**rest, "preset": name}, other.manifest, Programs(other), foresight)[0].fits(most):
             return name
     return None

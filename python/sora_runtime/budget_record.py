@@ -1,4 +1,4 @@
-"""What a receipt says of a clip's budget: the limits, what was predicted, what was chosen and what was given up."""
+"""What a receipt says of a clip's preset and budget: limits, predictions, what was chosen and what was given up."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -7,6 +7,16 @@ from .forecast import Band
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class PresetRecord(_Record):
+    """The preset that a clip was made with."""
+
+    name: str
+    changed: list[str]  # settings that the request had otherwise
+
+    def __str__(self) -> str:
+        return f"{self.name}, changed: {', '.join(self.changed)}" if self.changed else self.name
 
 
 class OptionRecord(_Record):
@@ -21,13 +31,16 @@ class OptionRecord(_Record):
 
 
 class GivenUpRecord(_Record):
-    """Work that was begun with one option and thrown away, since the rest of it would not have fitted."""
+    """Work that was begun with one option and thrown away, since the rest of it would not have fitted.
+
+    Its seconds are in the receipt's totals, its evaluations are not among the clip's.
+    """
 
     option: int  # its place in `options`
     why: str
     evaluations: int
-    seconds: float  # of wall time, in the receipt's total too
-    engine_seconds: float  # of them inside networks, in the receipt's too
+    seconds: float  # of wall time
+    engine_seconds: float  # of them inside networks
 
 
 class BudgetRecord(_Record):

@@ -18,6 +18,7 @@ import numpy as np
 
 from .bundle import Bundle
 from .cost.profile_path import default_path
+from .engines.registry import DEFAULT_ENGINE
 from .forecast import Band
 from .machine import available_cores, this_machine
 from .manifest import TransformerBucket
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
 _Z90 = 1.2815515655446004  # the 90% point of a standard normal
 # Relative spread of a time that was measured in this process: repeated medians of one graph on a quiet machine lay
 # within 12% of each other.
-OWN_SPREAD = 0.1
+_OWN_SPREAD = 0.1
+OWN_MARGIN = math.exp(_Z90 * _OWN_SPREAD)  # the 90th percentile of such a time over its median
 # Of one measured on such a machine some other day: the spread of single rows about a profile (`cost.profile`).
-RECORDED_SPREAD = 0.18
+_RECORDED_SPREAD = 0.18
 _KEPT = 64  # clips remembered of each shape
 
 
@@ -71,9 +73,9 @@ class Expected:
         return self.seconds.p90 / self.seconds.p50
 
     @property
-    def after_text(self) -> float:
-        """Seconds at the median once the prompts are encoded; all of them where the source does not tell."""
-        return self.seconds.p50 if self.denoise is None or self.decode is None else self.denoise + self.decode
+    def after_text(self) -> float | None:
+        """Seconds at the median once the prompts are encoded; None where the source does not tell."""
+        return None if self.denoise is None or self.decode is None else self.denoise + self.decode
 
 
 class Foresight:
@@ -82,10 +84,12 @@ class Foresight:
     Args:
         bundle: the runtime's.
         num_threads: the runtime's.
+        engine: what runs its networks. Profiles and presets tell of the default engine alone.
     """
 
-    def __init__(self, bundle: Bundle, num_threads: int) -> None:
+    def __init__(self, bundle: Bundle, num_threads: int, engine: str = DEFAULT_ENGINE) -> None:
         self._bundle = bundle
+        self._engine = engine
         self._num_threads = num_threads
         self._past: dict[TransformerBucket, tuple[PastClip, ...]] = {}
 
@@ -102,6 +106,8 @@ class Foresight:
         calls = self._evaluations(request, program)
         if past:
             return _at_their_pace(past, calls)
+        if self._engine != DEFAULT_ENGINE:
+            return None
         return self._by_profile(request, program, calls) or self._by_record(request, calls)
 
     def _evaluations(self, request: ResolvedRequest, program: SamplerProgram) -> float:
@@ -144,7 +150,7 @@ class Foresight:
         if not found:
             return None
         seconds, name = min(found)
-        return Expected(_band(seconds, RECORDED_SPREAD), calls, None, None, f"the record of preset '{name}'")
+        return Expected(_band(seconds, _RECORDED_SPREAD), calls, None, None, f"the record of preset '{name}'")
 
     @cached_property
     def _machine(self) -> str | None:
@@ -156,7 +162,7 @@ def _as_before(clips: Sequence[PastClip]) -> Expected:
     totals = [clip.total for clip in clips]
     spread = statistics.stdev([math.log(total) for total in totals]) if len(totals) > 2 else 0.0
     return Expected(
-        _band(statistics.median(totals), max(spread, OWN_SPREAD)),
+        _band(statistics.median(totals), max(spread, _OWN_SPREAD)),
         statistics.fmean(clip.evaluations for clip in clips),
         statistics.median(clip.denoise for clip in clips),
         statistics.median(clip.decode for clip in clips),
@@ -169,7 +175,7 @@ def _at_their_pace(clips: Sequence[PastClip], calls: float) -> Expected:
     decode = statistics.median(clip.decode for clip in clips)
     rest = statistics.median(clip.total - clip.denoise - clip.decode for clip in clips)
     origin = f"the pace of {_clips(clips)} of this size"
-    return Expected(_band(denoise + decode + rest, OWN_SPREAD), calls, denoise, decode, origin)
+    return Expected(_band(denoise + decode + rest, _OWN_SPREAD), calls, denoise, decode, origin)
 
 
 def _clips(clips: Sequence[PastClip]) -> str:

@@ -8,7 +8,7 @@ Times are seconds of wall clock, money is USD.
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from .batch_record import BatchRecord
-from .budget_record import BudgetRecord
+from .budget_record import BudgetRecord, PresetRecord
 from .forecast import Forecast, Predicted
 from .reuse_record import ReuseSettings
 
@@ -59,16 +59,6 @@ class GuidanceRecord(_Record):
     eta: float
     momentum: float
     norm_threshold: float
-
-
-class PresetRecord(_Record):
-    """The preset that a clip was made with."""
-
-    name: str
-    changed: list[str]  # settings that the request had otherwise
-
-    def __str__(self) -> str:
-        return f"{self.name}, changed: {', '.join(self.changed)}" if self.changed else self.name
 
 
 class RequestRecord(_Record):

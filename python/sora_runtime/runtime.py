@@ -34,7 +34,7 @@ from .engines.registry import DEFAULT_ENGINE, check_engine
 from .errors import EngineError, InvalidRequest
 from .foresight import Foresight
 from .machine import available_cores
-from .manifest import TransformerBucket
+from .open_stages import Observer, OpenStages
 from .preset_use import open_preset
 from .programs import Programs
 from .request import RequestFields, ResolvedRequest, resolve
@@ -46,7 +46,6 @@ from .text import DEFAULT_CACHE_BYTES
 from .turns import Turns
 
 OnProgress = Callable[[str, int, int], None]
-Observer = Callable[[str, Mapping[str, NDArray[Any]]], None]
 OnFrames = Callable[[NDArray[np.uint8]], None]
 
 
@@ -79,10 +78,9 @@ class Runtime:
         self.text_encoders = TextEncoders(bundle, num_threads=self.num_threads, tiers=self._tiers, engine=engine)
         self.preset = preset
         self._programs = Programs(bundle)
-        self._foresight = Foresight(bundle, self.num_threads)
-        self._stages: dict[TransformerBucket, Stages] = {}
+        self._foresight = Foresight(bundle, self.num_threads, engine)
+        self._stages = OpenStages(bundle, self._tiers, num_threads=self.num_threads, engine=engine)
         self._turns = Turns()
-        self._observer: Observer | None = None
         self._closed = False
         self.load_seconds = 0.0
 
@@ -170,7 +168,7 @@ class Runtime:
         asked = time.perf_counter()
         with self._turns.turn(cancel, None if spending.budget is None else spending.while_waiting):
             granted, loaded_before = time.perf_counter(), self.load_seconds
-            stages = self._stages_of(spending.option.request)
+            stages = self._stages.of(spending.option.request)
             self.load_seconds += encoded.use.load_seconds + time.perf_counter() - granted
             spending.unbilled = self.load_seconds - loaded_before + granted - asked
             report = spending.watched(report, stages.denoiser.spent)
@@ -246,11 +244,9 @@ class Runtime:
 
         It must copy what it keeps: transformers read the same buffers again. VAEs are not observed.
         """
-        self._observer = observer
         for encoder in self.text_encoders.encoders.values():
             encoder.observe = observer
-        for stages in self._stages.values():
-            stages.observe(observer)
+        self._stages.observe(observer)
 
     def program(self, request: ResolvedRequest) -> SamplerProgram:
         """The sampler program that serves a request."""
@@ -260,9 +256,7 @@ class Runtime:
         """Give back all engines, once the clip under way is done; the embedding cache stays."""
         with self._turns.turn():
             self._closed = True
-            for stages in self._stages.values():
-                stages.close()
-            self._stages.clear()
+            self._stages.close()
             self.text_encoders.close()
 
     def __enter__(self) -> "Runtime":
@@ -298,18 +292,3 @@ class Runtime:
         begun = time.perf_counter()
         result = stages.denoise(option.program, encoded.embeddings, option.request, report, cancel)
         return result, time.perf_counter() - begun
-
-    def _stages_of(self, request: ResolvedRequest) -> Stages:
-        if request.bucket not in self._stages:
-            stages = Stages.load(
-                self.bundle,
-                request.bucket,
-                request.geometry,
-                num_threads=self.num_threads,
-                tiers=self._tiers,
-                engine=self.engine,
-            )
-            if self._observer is not None:
-                stages.observe(self._observer)
-            self._stages[request.bucket] = stages
-        return self._stages[request.bucket]

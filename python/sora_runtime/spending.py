@@ -9,7 +9,7 @@ from typing import TypeVar
 from .budget import Option
 from .budget_record import BudgetRecord, GivenUpRecord, OptionRecord
 from .errors import BudgetExceeded, InvalidRequest
-from .foresight import OWN_SPREAD
+from .foresight import OWN_MARGIN
 from .request import Budget
 
 Report = Callable[[str, int, int], None]
@@ -179,7 +179,7 @@ class Spending:
         now = time.perf_counter()
         if done == 0 or self._mark[1] == 0:  # the first chunk warms the engine up
             self._mark = (now, done)
-        # What is known counts as half the frames: a chunk is a tenth of a second or half the clip.
+        # What is known beforehand counts as half the frames, so that one slow chunk stops nothing.
         known, measured = self._decode(self.option, self._latest) / total, done - self._mark[1]
         weight = total / 2 if known or not measured else 0.0
         rest = (total - done) * (now - self._mark[0] + weight * known) / (measured + weight)
@@ -199,24 +199,28 @@ class Spending:
         """Seconds that an option takes at the median, once the prompts are encoded; 0 where nothing is known."""
         if self._pace is not None:
             return option.evaluations * self._pace + self._decode(option, self._pace)
-        return 0.0 if option.expected is None else option.expected.after_text
+        expected, elapsed = option.expected, time.perf_counter() - self.start - self.unbilled
+        if expected is None:
+            return 0.0
+        # Where the source tells no stages, what has passed so far was for the prompts.
+        return max(expected.seconds.p50 - elapsed, 0.0) if expected.after_text is None else expected.after_text
 
     def _turn_from(self, overrun: Overrun) -> None:
         """Picks the best option that still fits, in the place of the one that does not."""
         self._tried.add(self._place())
         left = self.left()
         for place, option in enumerate(self.options):
-            margin = math.exp(OWN_SPREAD) if self._pace or option.expected is None else option.expected.margin
+            margin = OWN_MARGIN if self._pace or option.expected is None else option.expected.margin
             if place not in self._tried and self._rest(option) * margin <= left:
                 self.option = option
                 return
-        raise self._exceeded(overrun)
+        raise self._exceeded(overrun, ", with no preset that fits")
 
-    def _exceeded(self, overrun: Overrun) -> BudgetExceeded:
+    def _exceeded(self, overrun: Overrun, but: str = "") -> BudgetExceeded:
         elapsed = time.perf_counter() - self.start
         return BudgetExceeded(
             f"stopped {overrun.where}: {self._limits()} leaves {max(overrun.left, 0.0):.3g} s and the rest takes about "
-            f"{overrun.rest:.3g}{self._money(overrun.rest)}, with no preset that fits; {elapsed:.3g} s"
+            f"{overrun.rest:.3g} s{self._money(overrun.rest)}{but}; {elapsed:.3g} s"
             f"{self._money(elapsed - self.unbilled)} are spent; raise the budget or name a cheaper preset"
         )
 

@@ -129,9 +129,10 @@ def _with_preset(job: _Job) -> dict[str, Any]:
     from sora_runtime.bundle import Bundle
     from sora_runtime.machine import available_cores
 
-    verify, threads = job.loading["verify"], job.loading["num_threads"] or available_cores()
-    bundle = Bundle.load(job.model, verify=verify)
-    found = bundle_within(bundle, job.prompt, job.request, num_threads=threads, verify=verify)
+    how = {name: job.loading[name] for name in ("engine", "verify")}
+    threads = job.loading["num_threads"] or available_cores()
+    bundle = Bundle.load(job.model, verify=how["verify"])
+    found = bundle_within(bundle, job.prompt, job.request, num_threads=threads, **how)
     return {**job.loading, **_given(preset=found)}
 
 
