@@ -41,7 +41,7 @@ from sora_runtime.reuse_calibration import ClipAsk
 
 RESULTS = Path(__file__).parent / "results"
 MODEL, STUDENT = "wan-pocket", "wan-pocket-4step"
-STEPS, SOLVERS = (4, 8, 20), ("unipc", "euler")
+STEPS, SOLVERS = (4, 6, 8, 12, 20), ("unipc", "euler", "dpm++2m")
 GUIDANCE: dict[str, dict[str, Any]] = {
     "everywhere": {"guidance_scale": 3.0},
     "interval": {"guidance_scale": 3.0, "guidance_interval": [0.3, 0.95]},
@@ -55,7 +55,7 @@ REUSE: dict[str, dict[str, Any]] = {
 REUSED_FROM = 8  # steps; with fewer nothing is reused in the grid
 STUDENT_STEPS = (1, 2, 3, 4)
 COST = COSTS["evaluations"]
-SEEDS, BUDGETS = range(10), (15, 20, 30)
+SEEDS, BUDGETS = range(10), (20, 30, 40)
 
 
 def grid() -> Iterator[Setting]:

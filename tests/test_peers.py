@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.peers import levers
 from benchmarks.peers.clips import Case, Setting, measure_settings
 from benchmarks.peers.forward import ANCHOR, Turn, measure_forward
 from benchmarks.peers.jobs import Ask, Drawn, Job, Refused
@@ -21,6 +22,7 @@ from benchmarks.peers.registry import PEERS, adapter_of
 from benchmarks.peers.tables import fastest_peer, tables, times_faster
 
 from prompts import PROMPT
+from sora_runtime import StepReuse
 from sora_runtime.bundle import find_bundle
 from sora_runtime.reuse_calibration import psnr
 
@@ -250,6 +252,30 @@ def test_a_case_that_fails_midway_keeps_its_sentence(tmp_path: Path) -> None:
     case = Case(Setting("ours", "ours", "ours", 2), Failing())  # type: ignore[arg-type]
     assert case.draw(PROMPT, 0) is None and case.draw(PROMPT, 1) is None
     assert case.record()["refused"] == "its process ended by SIGKILL"
+
+
+def test_levers_reach_the_runtime_through_json_and_save_evaluations(tmp_path: Path) -> None:
+    reuse = asdict(StepReuse("plan", reused=(3, 4)))
+    fields = [{}, {"step_reuse": reuse, "force_step_reuse": True}, levers.INTERVAL]
+    job = Job("wan-pocket", str(find_bundle("wan-pocket")), str(tmp_path), threads=1)
+    with Process("ours", job) as process:
+        process.load()
+        asks = [Ask(PROMPT, seed=5, steps=6, guidance=3.0, more=more) for more in fields]
+        plain, reused, interval = (process.ask("run", ask=asdict(ask))["evaluations"] for ask in asks)
+    assert (plain, reused) == (12, 8)
+    assert 6 < interval < 12
+
+
+def test_the_rows_of_levers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levers, "calibrated_reuse", lambda options, say: asdict(StepReuse("easycache", threshold=0.1)))
+    rows = levers.settings_of_levers(Options(steps=50, threads=1), "onnxruntime", lambda _: None)
+    assert [row.name for row in rows[:3]] == ["diffusers", "onnxruntime", "equal"]
+    assert len({row.name for row in rows}) == len(rows)
+    work = {row.name: (row.peer, row.steps, row.guidance, row.model) for row in rows}
+    assert work["together"] == ("ours-int8", 20, 3.0, "wan-pocket")
+    assert work["distilled-int8"] == ("ours-int8", 4, 1.0, "wan-pocket-4step")
+    unknown = levers.settings_of_levers(Options(steps=50, threads=1), None, lambda _: None)
+    assert {row.name for row in unknown} >= {name for name, peer in PEERS.items() if not peer.ours}
 
 
 def test_prepare_leaves_no_process(tmp_path: Path) -> None:

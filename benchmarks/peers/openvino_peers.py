@@ -79,6 +79,7 @@ class FromTorch(_InDiffusersLoop):
                 continue
             if self._int8 and export.name == "transformer":
                 make_linears_int8(export.module.model)
+            _use_plain_nearest(export.module)
             with torch.no_grad():
                 converted = openvino.convert_model(export.module, example_input=export.inputs)
             for port, example in zip(converted.inputs, export.inputs, strict=True):
@@ -97,6 +98,16 @@ class FromTorch(_InDiffusersLoop):
     def _compiled(self, job: Job, name: str) -> Network:
         group = 64 if self._int8 and name == "transformer" else None
         return compiled(job.file(f"{name}.xml"), job.threads, group)
+
+
+def _use_plain_nearest(module: Any) -> None:
+    """OpenVINO has no rule for torch's "nearest-exact"; for doubling, all that Wan's VAE does, both are the same."""
+    import torch
+
+    for part in module.modules():
+        if isinstance(part, torch.nn.Upsample) and part.mode == "nearest-exact":
+            assert part.scale_factor == (2.0, 2.0), part
+            part.mode = "nearest"
 
 
 class FromGraphs(_InDiffusersLoop):

@@ -15,7 +15,8 @@ class TorchPeer:
     """diffusers.
 
     Args:
-        compiled: torch.compile of the transformer, whole, and of the VAE's decoder; otherwise eager.
+        compiled: torch.compile of the transformer, whole, as diffusers' guides have it; otherwise eager. The VAE is
+            eager in both: its feature caches change their number and shape from chunk to chunk.
     """
 
     def __init__(self, compiled: bool = False) -> None:
@@ -45,7 +46,6 @@ class TorchPeer:
             self._pipeline = load_pipeline(job.checkpoint)
             if self._compiled:
                 self._pipeline.transformer = torch.compile(self._pipeline.transformer)
-                self._pipeline.vae.decoder = torch.compile(self._pipeline.vae.decoder)
             return
         model = TRANSFORMERS[job.model]
         module = torch_module(model, job)

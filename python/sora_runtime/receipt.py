@@ -121,7 +121,7 @@ class Seconds(_Record):
     denoise: float
     per_step: list[float]
     vae_decode: float
-    encode_mp4: float | None
+    encode_mp4: float | None  # where frames are encoded as they come, most of it passes beside vae_decode
     total: float
 
 

@@ -26,7 +26,8 @@ from sora_runtime.output import explain_os_errors
 STUDY = "frontier"
 FILE = "search.sqlite3"
 STARTUP = 8  # trials at random before the estimator has anything to go by
-REPEATS = 6  # of what is known or cannot be served, one after the other, before a setting is drawn at random
+CANDIDATES = 24  # that the estimator chooses the most promising of
+REPEATS = 12  # of what is known or cannot be served, one after the other, before a setting is drawn at random
 MOST_DRAWS = 3000  # of them until there is nothing new to find
 
 
@@ -212,7 +213,12 @@ class Search:
     def _sampler(self) -> Any:
         from optuna.samplers import TPESampler
 
-        return TPESampler(seed=self._seed, n_startup_trials=STARTUP, multivariate=True, group=True)
+        # Where there are few choices the most promising is soon one that is known. Of fewer candidates comes a less
+        # likely one, still from where the good ones are.
+        candidates = max(1, CANDIDATES >> self._in_a_row)
+        return TPESampler(
+            seed=self._seed, n_startup_trials=STARTUP, n_ei_candidates=candidates, multivariate=True, group=True
+        )
 
 
 @dataclass

@@ -121,7 +121,7 @@ def _stages(receipt: Receipt) -> list[tuple[str, str, str, str]]:
         *([("image_encode", seconds.image_encode, pictures)] if seconds.image_encode is not None else []),
         ("denoise", seconds.denoise, f"{made.made} evaluations, {made.skipped} skipped{pace}"),
         ("vae_decode", seconds.vae_decode, ""),
-        ("encode_mp4", seconds.encode_mp4, receipt.reasons.get("seconds.encode_mp4", "")),
+        ("encode_mp4", seconds.encode_mp4, receipt.reasons.get("seconds.encode_mp4", "beside vae_decode")),
         ("total", seconds.total, _predicted(receipt)),
     ]
     table = [

@@ -118,7 +118,7 @@ Gif = Annotated[Path | None, _file("Also an animated GIF.", "FILE")]
 FramesDir = Annotated[Path | None, _file("Also a PNG file a frame; the same as --frames DIR.", "DIR")]
 Json = Annotated[
     Path | None,
-    _file("The receipt; a list with --repeat. - is stdout, instead of the table.", "FILE|-"),
+    _file("The receipt; a list of several. - is stdout, instead of the table.", "FILE|-"),
 ]
 
 MaxUsd = Annotated[
@@ -131,7 +131,7 @@ Deadline = Annotated[
 PricePerHour = Annotated[float | None, _machine("What an hour of it costs, in USD.", "X")]
 Engine = Annotated[EngineName, _machine("What runs the networks.", "NAME")]
 Threads = Annotated[int | None, _machine("Default: one for every core.", "N")]
-EmbeddingCache = Annotated[Path | None, _machine("Keeps prompt embeddings for later runs.", "DIR")]
+EmbeddingCache = Annotated[Path | None, _machine("Keeps encoded prompts and pictures for later runs.", "DIR")]
 Verify = Annotated[VerifyBundle, _machine("When to hash the bundle's files.")]
 
 
