@@ -411,3 +411,15 @@ def test_another_bundle_may_keep_the_budget(tmp_path: Path) -> None:
     assert found(7.0) == "few"  # better than 'draft'
     assert found(3.0) is None  # 'draft'
     assert found(0.1) is None  # nothing; generate says so
+
+
+def test_presets_for_another_bundle_alone_are_known_to_fit(tmp_path: Path) -> None:
+    few = preset({}, seconds=2.0, evaluations=4, bundle="wan-pocket-4step")
+    bundle = sora.Bundle.load(written(tmp_path / "bundle", {"few": few}))
+
+    def found(deadline_s: float) -> str | None:
+        return bundle_within(bundle, PROMPT, {**ASKED, "deadline_s": deadline_s}, num_threads=THREADS)
+
+    assert found(10.1) is None  # 10 evaluations as long as those on record take 5 s, or 10 in another precision
+    assert found(9.9) == "few"
+    assert found(1.0) is None  # nothing is known to fit: the request runs under the watch

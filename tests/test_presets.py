@@ -104,7 +104,7 @@ def test_what_a_preset_cannot_serve_is_refused(fields: dict[str, Any], words: st
         resolved(**fields)
 
 
-def test_a_bundle_without_presets_says_what_writes_them(runtime: sora.Runtime) -> None:
+def test_a_bundle_without_presets_says_what_writes_them() -> None:
     bundle = with_presets({})
     with pytest.raises(sora.InvalidRequest, match=r"has no presets; `sora-bench frontier` writes them"):
         resolve(PROMPT, {"preset": "draft"}, bundle.manifest)
@@ -182,7 +182,7 @@ def test_loading_with_a_preset_opens_its_bundle(tmp_path: Path) -> None:
         clip = runtime.generate(PROMPT)
         assert clip.receipt.request.preset is not None and clip.receipt.request.preset.name == "draft"
         assert clip.receipt.evaluations.made == 3 and clip.receipt.model.name == "wan-pocket-4step"
-        with pytest.raises(sora.InvalidRequest, match="is none of 'wan-pocket-4step'; use draft"):
+        with pytest.raises(sora.InvalidRequest, match=r"is none of 'wan-pocket-4step'; use .*draft"):
             runtime.generate(PROMPT, preset="fair")
     with sora.Runtime.load(folder, num_threads=2, preset="fair") as runtime:
         assert runtime.bundle.name == "wan-pocket" and runtime.bundle.root == folder
@@ -211,6 +211,6 @@ def test_a_preset_whose_bundle_cannot_be_had(tmp_path: Path, bundle: str, words:
         sora.Runtime.load(folder, preset="draft")
 
 
-def test_an_unknown_preset_is_refused_when_loading() -> None:
-    with pytest.raises(sora.InvalidRequest, match="preset = 'best', and 'wan-pocket-4step' has no presets"):
-        sora.Runtime.load("wan-pocket-4step", preset="best")
+def test_an_unknown_preset_is_refused_when_loading(tmp_path: Path) -> None:
+    with pytest.raises(sora.InvalidRequest, match="preset = 'best', and 'wan-pocket' has no presets"):
+        sora.Runtime.load(written(tmp_path / "bundle", {}), preset="best")

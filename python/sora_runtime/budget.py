@@ -17,7 +17,7 @@ known beforehand runs under the same watch.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .bundle import Bundle, Verify
@@ -118,16 +118,20 @@ def bundle_within(
         verify: how other bundles are verified.
 
     Returns:
-        None where the request fits as it stands, where a better preset of the bundle itself does, or nothing does.
+        None where the request fits as it stands, where a better preset of the bundle itself does, or nothing is known
+        to fit.
 
     Raises:
         InvalidRequest: the request cannot be served as it stands.
         BundleError: a preset, or the bundle that it is for, cannot be used.
     """
-    own = options_of(prompt, fields, bundle.manifest, Programs(bundle), Foresight(bundle, num_threads, engine))
+    foresight = Foresight(bundle, num_threads, engine)
+    own = options_of(prompt, fields, bundle.manifest, Programs(bundle), foresight)
     asked = own[0].request
     most = math.inf if asked.budget is None else asked.budget.seconds(asked.price_per_hour)
-    if own[0].fits(most):
+    # Where nothing else is known, a clip that others' records leave room for is not exchanged for one of theirs.
+    expected = own[0].expected or foresight.expect(asked, own[0].program, related=True)
+    if replace(own[0], expected=expected).fits(most):
         return None
     rest = {name: value for name, value in fields.items() if name not in PRESET_SETTINGS or name == "negative_prompt"}
     for name in _by_quality(bundle.manifest, asked):
@@ -137,7 +141,8 @@ def bundle_within(
             continue
         other = open_preset(bundle, name, verify)
         foresight = Foresight(other, num_threads, engine)
-        if options_of(prompt, {**rest, "preset": name}, other.manifest, Programs(other), foresight)[0].fits(most):
+        option = options_of(prompt, {**rest, "preset": name}, other.manifest, Programs(other), foresight)[0]
+        if option.expected is not None and option.fits(most):
             return name
     return None
 

@@ -35,6 +35,8 @@ _OWN_SPREAD = 0.1
 OWN_MARGIN = math.exp(_Z90 * _OWN_SPREAD)  # the 90th percentile of such a time over its median
 # Of one measured on such a machine some other day: the spread of single rows about a profile (`cost.profile`).
 _RECORDED_SPREAD = 0.18
+# The same of another bundle of the model: an evaluation in int8 takes half the time of one in float32 on a processor.
+_RELATED_SPREAD = math.log(2.0) / _Z90
 _KEPT = 64  # clips remembered of each shape
 
 
@@ -97,8 +99,14 @@ class Foresight:
         """Remember a clip that was made."""
         self._past[bucket] = (*self._past.get(bucket, ())[1 - _KEPT :], clip)
 
-    def expect(self, request: ResolvedRequest, program: SamplerProgram) -> Expected | None:
-        """What is known of a clip; None where nothing is."""
+    def expect(self, request: ResolvedRequest, program: SamplerProgram, *, related: bool = False) -> Expected | None:
+        """What is known of a clip; None where nothing is.
+
+        Args:
+            request: of the clip.
+            program: that serves it.
+            related: take the records of presets for other bundles too, where there is nothing better.
+        """
         past = self._past.get(request.bucket, ())
         same = [clip for clip in past if clip.program == program.sha256]
         if same:
@@ -108,7 +116,7 @@ class Foresight:
             return _at_their_pace(past, calls)
         if self._engine != DEFAULT_ENGINE:
             return None
-        return self._by_profile(request, program, calls) or self._by_record(request, calls)
+        return self._by_profile(request, program, calls) or self._by_record(request, calls, related)
 
     def _evaluations(self, request: ResolvedRequest, program: SamplerProgram) -> float:
         """Network calls of a clip."""
@@ -138,19 +146,20 @@ class Foresight:
         found = predicted_here(self._bundle.root, shape, how)
         return None if found is None else _by_stages(found[0], calls, found[1])
 
-    def _by_record(self, request: ResolvedRequest, calls: float) -> Expected | None:
-        found: list[tuple[float, str]] = []
+    def _by_record(self, request: ResolvedRequest, calls: float, related: bool) -> Expected | None:
+        found: list[tuple[bool, float, str]] = []
         for name, preset in self._bundle.manifest.presets.items():
-            bucket = request.bucket
-            of = (preset.task, preset.height, preset.width, preset.num_frames, preset.bundle, preset.cost.machine)
-            here = (bucket.task, bucket.height, bucket.width, bucket.num_frames, None, self._machine)
-            if of == here:
+            bucket, elsewhere = request.bucket, preset.bundle is not None
+            of = (preset.task, preset.height, preset.width, preset.num_frames, preset.cost.machine)
+            here = (bucket.task, bucket.height, bucket.width, bucket.num_frames, self._machine)
+            if of == here and (related or not elsewhere):
                 more = max(calls / max(preset.cost.evaluations, 1.0), 1.0)
-                found.append((preset.cost.seconds_per_clip * more, name))
+                found.append((elsewhere, preset.cost.seconds_per_clip * more, name))
         if not found:
             return None
-        seconds, name = min(found)
-        return Expected(_band(seconds, _RECORDED_SPREAD), calls, None, None, f"the record of preset '{name}'")
+        elsewhere, seconds, name = min(found)
+        spread = _RELATED_SPREAD if elsewhere else _RECORDED_SPREAD
+        return Expected(_band(seconds, spread), calls, None, None, f"the record of preset '{name}'")
 
     @cached_property
     def _machine(self) -> str | None:

@@ -50,8 +50,7 @@ class Spending:
     unbilled: float = 0.0
     option: Option = field(init=False)
     given_up: list[GivenUpRecord] = field(init=False, default_factory=list)
-    _latest: float | None = field(init=False, default=None)  # seconds a network call of what is made now
-    _pace: float | None = field(init=False, default=None)  # the same of what was given up
+    _pace: float | None = field(init=False, default=None)  # seconds a network call, of what was given up
     _mark: tuple[float, int] = field(init=False, default=(0.0, 0))  # since when, and how much was done then
     _waits_since: float | None = field(init=False, default=None)
     _tried: set[int] = field(init=False, default_factory=set)
@@ -160,13 +159,12 @@ class Spending:
         # A pace known before counts beside the first calls, so that one slow row stops nothing.
         known, measured, left = self._known_pace(), calls - self._mark[1], self.left()
         weight = 0 if known is None else _PRIOR_CALLS
-        rest = 0.0  # as far as anything is known
+        pace, rest = None, 0.0  # as far as anything is known
         if measured + weight > 0:
             pace = (now - self._mark[0] + weight * (known or 0.0)) / (measured + weight)
             rest = self.option.left_after(done, calls) * pace + self._decode(self.option, pace)
-            self._latest = pace
         if rest > left:
-            self._pace = self._latest
+            self._pace = pace
             raise Overrun(f"after {done} of {rows} steps", rest, left)
 
     def _known_pace(self) -> float | None:
@@ -179,21 +177,25 @@ class Spending:
         now = time.perf_counter()
         if done == 0 or self._mark[1] == 0:  # the first chunk warms the engine up
             self._mark = (now, done)
+        known, measured, left = self._known_decode(), done - self._mark[1], self.left()
         # What is known beforehand counts as half the frames, so that one slow chunk stops nothing.
-        known, measured = self._decode(self.option, self._latest) / total, done - self._mark[1]
-        weight = total / 2 if known or not measured else 0.0
-        rest = (total - done) * (now - self._mark[0] + weight * known) / (measured + weight)
-        left = self.left()
+        weight = 0.0 if known is None else total / 2
+        each = (now - self._mark[0] + weight * (known or 0.0) / total) / (measured + weight) if measured else 0.0
+        rest = (total - done) * each
         if done < total and rest > left:
             raise self._exceeded(Overrun(f"after {done} of {total} decoded frames", rest, left))
 
-    def _decode(self, option: Option, pace: float | None) -> float:
-        """Seconds of the decoder, which are the same for all options: they have one shape."""
-        for other in (option, *self.options):
-            if other.expected is not None and other.expected.decode is not None:
-                return other.expected.decode
-        expected = option.expected
-        return 0.0 if expected is None or pace is None else max(expected.seconds.p50 - option.evaluations * pace, 0.0)
+    def _known_decode(self) -> float | None:
+        """Seconds of the decoder, where a source tells; the same for all options, which have one shape."""
+        known = [option.expected.decode for option in self.options if option.expected is not None]
+        return next((seconds for seconds in known if seconds is not None), None)
+
+    def _decode(self, option: Option, pace: float) -> float:
+        """Seconds of the decoder: where no source tells, what is left of the whole clip at this pace."""
+        known, expected = self._known_decode(), option.expected
+        if known is not None or expected is None:
+            return known or 0.0
+        return max(expected.seconds.p50 - option.evaluations * pace, 0.0)
 
     def _rest(self, option: Option) -> float:
         """Seconds that an option takes at the median, once the prompts are encoded; 0 where nothing is known."""
@@ -217,10 +219,10 @@ class Spending:
         raise self._exceeded(overrun, ", with no preset that fits")
 
     def _exceeded(self, overrun: Overrun, but: str = "") -> BudgetExceeded:
-        elapsed = time.perf_counter() - self.start
+        elapsed, rest = time.perf_counter() - self.start, overrun.rest
+        takes = f" and the rest takes about {rest:.3g} s{self._money(rest)}{but}" if rest > 0 else ""
         return BudgetExceeded(
-            f"stopped {overrun.where}: {self._limits()} leaves {max(overrun.left, 0.0):.3g} s and the rest takes about "
-            f"{overrun.rest:.3g} s{self._money(overrun.rest)}{but}; {elapsed:.3g} s"
+            f"stopped {overrun.where}: {self._limits()} leaves {max(overrun.left, 0.0):.3g} s{takes}; {elapsed:.3g} s"
             f"{self._money(elapsed - self.unbilled)} are spent; raise the budget or name a cheaper preset"
         )
 

@@ -77,7 +77,8 @@ def test_a_budget_may_choose_another_bundle(sora_bench: Command, bundle: Path, t
 
 
 def test_a_clip_out_of_budget_leaves_nothing(sora_bench: Command, tmp_path: Path) -> None:
-    result = sora_bench("run", "a red circle", "--deadline", 0.02, "--json", "a.json")
+    bundle = written(tmp_path / "bundle", {})  # nothing is known of what it takes
+    result = sora_bench("run", "a red circle", "--model", bundle, "--deadline", 0.02, "--json", "a.json")
     assert result.exit_code == 3
     assert result.stderr.startswith("error: stopped before the first step: deadline_s = 0.02 leaves 0 s")
-    assert result.stderr.count("\n") == 1 and names(tmp_path) == []
+    assert result.stderr.count("\n") == 1 and names(tmp_path) == ["bundle"]
