@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from sora_runtime import InvalidRequest, StepReuse
+from sora_runtime.bench.frontier import Measured
 from sora_runtime.bench.frontier_clips import ClipContest, flicker
-from sora_runtime.bench.frontier_record import IDENTICAL_PSNR, Setting
+from sora_runtime.bench.frontier_record import IDENTICAL_PSNR, Outcome, Point, Setting
 from sora_runtime.bench.frontier_space import OWN, SettingsSpace, Variant, variant_of
 from sora_runtime.bench.frontier_task import Task, opened
 from sora_runtime.bundle import Bundle
+from sora_runtime.presets import Preset
 from sora_runtime.programs import Programs
 from sora_runtime.request import resolve
 from sora_runtime.reuse_calibration import ClipAsk
@@ -190,6 +192,9 @@ def test_what_a_choice_rules_out_is_not_asked() -> None:
     assert setting.fields["guidance_interval"][0] < setting.fields["guidance_interval"][1] == 1.0
     assert setting.fields["step_reuse"]["policy"] == "taylorseer" and setting.fields["force_step_reuse"] is True
     assert setting.request()["step_reuse"] == StepReuse("taylorseer", interval=2, order=0)
+    outcome = Outcome(2, 1.0, 30.0, 30.0, 0.9, 1.0, 20.0, 0.5, 1.0, 1e-6)
+    preset = Measured("t2v", (64, 64, 25), "a machine", 0.1).preset(Point(setting, outcome))
+    assert Preset.model_validate_json(preset.model_dump_json()) == preset  # what any choice gives can be kept
     alone = space.suggest(Drawn(steps=20, guidance="none", reuse="unconditional"))
     assert "step_reuse" not in alone.fields  # there is no unconditional branch then
     for words in ("20 steps, euler, guidance 2.5 in ", "taylorseer 1 in 2, order 0"):

@@ -29,8 +29,10 @@ class Setting:
     def request(self) -> dict[str, Any]:
         """The fields as `Runtime.generate` takes them."""
         given = dict(self.fields)
-        if isinstance(given.get("step_reuse"), Mapping):
-            given["step_reuse"] = StepReuse(**given["step_reuse"])
+        reuse = given.get("step_reuse")
+        if isinstance(reuse, Mapping):
+            tuples = {name: tuple(value) for name, value in reuse.items() if isinstance(value, list)}
+            given["step_reuse"] = StepReuse(**{**reuse, **tuples})
         if given.get("guidance_interval") is not None:
             given["guidance_interval"] = tuple(given["guidance_interval"])
         return given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -171,7 +172,8 @@ class _Asked:
             return {}
         if choice.startswith("calibrated "):
             return {"step_reuse": choice.removeprefix("calibrated ")}
-        return {"step_reuse": asdict(self._settings(choice)), "force_step_reuse": True}
+        settings = json.loads(json.dumps(asdict(self._settings(choice))))  # lists, as a preset's JSON has them
+        return {"step_reuse": settings, "force_step_reuse": True}
 
     def _settings(self, policy: str) -> StepReuse:
         ask, name = self.trial, self.prefix + policy
