@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -127,15 +128,16 @@ def test_a_search_finds_the_frontier_within_its_budget(tmp_path: Path) -> None:
     assert USD(chosen["draft"].outcome) == USD(wanted["draft"].outcome) == pytest.approx(6e-6)
 
 
-def test_a_search_beats_the_same_number_of_random_settings(tmp_path: Path) -> None:
-    """On average: 12 of 60 settings drawn at random may be lucky once. Measured: 0.71 against 0.60."""
-    corner, found, drawn = (20e-6, 0.0), [], []
-    for seed in range(5):
-        searched = search_in(tmp_path / str(seed), Known(), runs=12, seed=seed)
-        lucky = [ALL[0], *random.Random(seed).sample(ALL, 11)]
-        found.append(hypervolume(pareto(searched, USD), USD, corner))
-        drawn.append(hypervolume(pareto(lucky, USD), USD, corner))
-    assert sum(found) / 5 > sum(drawn) / 5 + 0.05
+def test_a_search_beats_as_many_random_settings(tmp_path: Path) -> None:
+    """The mean of some seeds against the mean of many draws: an optimiser of no use would come out level."""
+
+    def area(points: list[Point]) -> float:
+        return hypervolume(pareto(points, USD), USD, (20e-6, 0.0))
+
+    rng = random.Random(0)
+    drawn = [area([ALL[-len(SOLVERS)], *rng.sample(ALL, 15)]) for _ in range(400)]
+    found = [area(search_in(tmp_path / str(seed), Known(), runs=16, seed=seed)) for seed in range(4)]
+    assert fmean(found) > fmean(drawn)
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 5, 13])
