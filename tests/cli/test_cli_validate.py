@@ -40,7 +40,7 @@ def test_a_file_of_other_rows(sora_bench: Command) -> None:
         (["absent.csv"], "absent.csv does not exist"),
         (["empty.csv"], "has no row that states size, frames, steps, GPU and seconds"),
         (["empty.csv", "--machine", "wan-pocket"], "--machine measures; leave FILE and --shipped out"),
-        (["--machine", "wan-pocket"], "there is no profile of this machine; run `sora-bench calibrate`"),
+        (["--machine", "wan-pocket"], "machine.json; run `sora-bench calibrate`"),
     ],
 )
 def test_what_validate_refuses(

@@ -41,12 +41,12 @@ def measure(bundle: str) -> Iterator[Measured]:
         InvalidRequest: this machine has no profile for all its threads.
         BundleError, EngineError: the bundle cannot be opened or run.
     """
+    calibrated = load_profile().constants["pace"]
     with Runtime.load(bundle) as runtime:
         if runtime.bundle.manifest.tasks[0] != "t2v":
             raise InvalidRequest(f"'{bundle}' makes clips from a picture; give a bundle that takes a prompt alone")
         prompt = "a red circle moving left on a navy background"
         runtime.generate(prompt, num_inference_steps=1)  # engines are loaded, the prompt is cached
-        calibrated = load_profile().constants["pace"]
         for steps in STEPS:
             slower = (pace_now() or calibrated) / calibrated
             for scale in (1.0, 3.0):
@@ -56,7 +56,9 @@ def measure(bundle: str) -> Iterator[Measured]:
                 ]
                 predicted = clips[-1].predicted
                 if predicted is None:
-                    raise InvalidRequest("there is no profile of this machine; run `sora-bench calibrate`")
+                    raise InvalidRequest(
+                        "the profile is of another machine or other threads; run `sora-bench calibrate`"
+                    )
                 yield Measured(
                     what=f"{steps} steps{' with guidance' if scale > 1 else ''}",
                     p10=predicted.seconds.p10 * slower,
