@@ -95,6 +95,9 @@ ABSURD: list[tuple[dict[str, Any], str]] = [
     ({"assumptions": {"capital_price": 1e308}}, "USD a GPU-hour is out of range"),
     ({"image": None}, "image = None is neither True nor False"),
     ({"compiled": "no"}, "compiled = 'no' is neither True nor False"),
+    ({"pace": 0.01}, "pace = 0.01 is of this machine; ask with gpu = 'this-machine', or leave it out"),
+    ({"pace": 0, "gpu": "this-machine"}, "pace = 0.0 is out of range; use seconds"),
+    ({"pace": math.nan, "gpu": "this-machine"}, "pace = nan is out of range"),
     ({"assumptions": 3}, "assumptions = 3 is no mapping"),
 ]
 
@@ -158,6 +161,7 @@ def odd_ask(random_: random.Random) -> Ask:
         "parallelism": [None, None, "cfg2", "ulysses2 ring2", "tensor2"],
         "price": [None, 2.5, "spot", "2.3 EUR", "reserved"],
         "assumptions": [{}, {"utilisation": 0.5}, {"capital_price": 20_000.0}],
+        "pace": [None],
     }
     assert usual.keys() == {each.name for each in fields(Ask)}
     chosen = {name: odd(random_, values) if random_.random() < 0.3 else values[0] for name, values in usual.items()}

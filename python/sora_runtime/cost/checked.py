@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sora_runtime.cost import settings
+from sora_runtime.cost.profile_path import is_this_machine
 from sora_runtime.cost.settings import Engine, Parallelism
 from sora_runtime.errors import InvalidRequest
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _TEXTS = ("model", "gpu", "precision", "engine", "attention", "parallelism")
 _WHOLE = ("gpu_count", "width", "height", "num_frames", "num_inference_steps")
-_REAL = ("seconds", "fps", "guidance_scale")
+_REAL = ("seconds", "fps", "guidance_scale", "pace")
 _MOST_DIGITS = 30  # longer integers are refused unread: Python itself refuses to print the longest
 _SHOWN = 60
 _LONGEST = 4096  # characters of a text, as of a path
@@ -41,6 +42,12 @@ def checked(ask: Ask) -> Ask:
     found |= {name: _real(name, getattr(ask, name)) for name in _REAL}
     if not isinstance(ask.assumptions, Mapping):
         raise InvalidRequest(f"assumptions = {_shown(ask.assumptions)} is no mapping; use one such as {{'pue': 1.2}}")
+    pace = found["pace"]
+    if pace is not None:
+        if not is_this_machine(str(found.get("gpu", ask.gpu))):
+            raise InvalidRequest(f"pace = {pace} is of this machine; ask with gpu = 'this-machine', or leave it out")
+        if not 1e-6 <= float(pace) <= 1e3:  # type: ignore[arg-type]
+            raise InvalidRequest(f"pace = {pace} is out of range; use seconds as bench.pace reads them, 1e-6 to 1000")
     found["assumptions"] = {str(name): _real(str(name), value) for name, value in ask.assumptions.items()}
     for name in ("image", "compiled"):
         value = getattr(ask, name)
