@@ -29,7 +29,7 @@ test-cpp: $(VENV)/.test
 	done
 
 test-python: $(VENV)/.test
-	$(BIN)/pytest -n 2 --dist loadgroup --cov --cov-report=term
+	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term
 
 # Measures what the README states and writes it there; wants a quiet machine.
 bench: $(VENV)/.test

@@ -19,15 +19,8 @@ QUANTISED_LIMIT = {"fp8": 0.15, "int8": 0.3}
 # These have one head, for which there is no fused kernel, or none.
 UNFUSED = ("vae_decoder", "vae_encoder")
 
-# Each takes minutes and shares nothing: the last of them would else leave one worker idle.
-CASES = [
-    pytest.param(variant, id=name, marks=pytest.mark.xdist_group(name))
-    for variant in VARIANTS
-    for name in [variant.name.replace(" ", "-")]
-]
 
-
-@pytest.mark.parametrize("variant", CASES)
+@pytest.mark.parametrize("variant", VARIANTS, ids=[variant.name.replace(" ", "-") for variant in VARIANTS])
 def test_every_component_in_every_precision(variant: Variant, tmp_path: Path) -> None:
     graphs = measure_variant(variant, tmp_path)["graphs"]
     assert {"text_encoder", "transformer", "vae_decoder"} <= {graph["component"] for graph in graphs.values()}
