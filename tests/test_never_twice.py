@@ -93,7 +93,7 @@ def test_what_several_clips_share_is_billed_in_equal_parts(runtime: sora.Runtime
     assert [(receipt.batch.clips, receipt.batch.index) for receipt in receipts] == [(3, 0), (3, 1), (3, 2)]
     encoded = [each.tokenize + each.text_encode + each.image_encode for each in seconds]
     assert encoded[0] == pytest.approx(shared / 3)
-    assert all(shared / 3 <= each < shared / 2 for each in encoded[1:]), "beside their part, only to find it"
+    assert all(shared / 3 <= each for each in encoded[1:]), "their part, and what it took to find it"
     for receipt, each in zip(receipts, seconds, strict=True):
         assert shared / 3 + each.denoise + each.vae_decode <= each.total
         assert receipt.cost.usd_per_clip == pytest.approx(each.total * receipt.cost.usd_per_hour / 3600)
