@@ -12,6 +12,7 @@ from sora_runtime import Clip, Runtime
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
     """Keep a file's tests on one worker, as they share fixtures; but families share nothing, and each takes minutes."""
 
