@@ -103,23 +103,27 @@ def test_what_waits_is_dropped_when_the_producer_fails_and_the_consumer_has_ende
 
 def test_an_interrupt_at_the_end_waits_for_the_item_under_way() -> None:
     """What the consumer writes to is closed after the block; it must not be used any more then."""
-    running, done = threading.Event(), []
+    running, sent, done = threading.Event(), threading.Event(), []
 
     def consume(_: int) -> None:
         running.set()
+        assert sent.wait(30)  # the block cannot be over before the interrupt, however slow the machine is
         time.sleep(0.3)
         done.append(True)
 
     def interrupt() -> None:
         assert running.wait(30)
         signal.pthread_kill(main, signal.SIGINT)
+        sent.set()
 
+    interrupter = threading.Thread(target=interrupt)
     main, before = threading.get_ident(), signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        threading.Thread(target=interrupt).start()
+        interrupter.start()
         with pytest.raises(KeyboardInterrupt), Background(consume) as background:
             background.put(0)
     finally:
+        interrupter.join()
         signal.signal(signal.SIGINT, before)
     assert done == [True]
 
