@@ -4,8 +4,9 @@ wan-pocket makes whole clips; a two-layer transformer of the width of Wan 2.1 1.
 trained ones cost) runs whole trajectories of the sampler. Both at five sizes, five numbers of steps and in fp32 and
 int8. Nothing that is predicted here was run by the calibration. The machine should be quiet: a repeat that other
 programs disturbed is left out while undisturbed ones exist. Neighbours on the same host slow it in no counter that a
-guest can read, so the pace (`sora_runtime.bench.pace`) is read before each repeat, and the prediction is of the machine
-at the median of these readings: made from what was known before the clips ran.
+guest can read, so the pace (`sora_runtime.bench.pace`) is read before and after each repeat: those count that the
+machine made at about the calibration's pace. Where none was, all count, and the prediction is of the machine at the
+median of the paces read before them.
 """
 
 import json
@@ -85,6 +86,10 @@ class Stopwatch:
         self._profile = profile
         self._pace = Pace(profile.num_threads)
 
+    def close(self) -> None:
+        """Gives the engine of the pace back."""
+        self._pace.close()
+
     def row(self, what: What, run: Callable[[], object], predict: Callable[[Profile], Prediction]) -> Row:
         """The median of repeats at the calibration's pace; if there are none, of all, at the median of their paces."""
         calibrated, samples = self._profile.constants["pace"], Samples()
@@ -117,9 +122,8 @@ def pocket_bundles(folder: Path) -> dict[str, Path]:
     return {"fp32": fp32, "int8": int8}
 
 
-def pocket(profile: Profile, bundles: dict[str, Path]) -> Iterator[Row]:
+def pocket(watch: Stopwatch, profile: Profile, bundles: dict[str, Path]) -> Iterator[Row]:
     """Whole clips of wan-pocket with guidance; their prompt is in the cache."""
-    watch = Stopwatch(profile)
     for precision, bundle in bundles.items():
         model, (setting, _) = load_model(str(bundle)), OnMachine(profile).setting(precision, Setting())
         for height, width in POCKET_SIZES:
@@ -131,9 +135,7 @@ def pocket(profile: Profile, bundles: dict[str, Path]) -> Iterator[Row]:
                     yield watch.row(
                         What("wan-pocket", f"{width}x{height}x{FRAMES}", steps, precision),
                         partial(clip, num_inference_steps=steps),
-                        lambda at, model=model, shape=shape, setting=setting: OnMachine(at).predict(
-                            model, shape, setting
-                        ),
+                        partial(_of_clip, model, shape, setting),
                     )
 
 
@@ -153,10 +155,10 @@ def wide_graphs(folder: Path) -> tuple[dict[str, Any], dict[tuple[int, int, int]
 
 
 def wide(
-    profile: Profile, config: dict[str, Any], graphs: dict[tuple[int, int, int], dict[str, Path]]
+    watch: Stopwatch, profile: Profile, config: dict[str, Any], graphs: dict[tuple[int, int, int], dict[str, Path]]
 ) -> Iterator[Row]:
     """Trajectories of the two-layer transformer, without guidance and without a VAE."""
-    watch, text = Stopwatch(profile), Size().text_tokens
+    text = Size().text_tokens
     width = Size().heads * Size().head_channels
     networks = Networks(wan_transformer(config, Conditioning(text)), width, Size().head_channels, text)
     for latents, files in graphs.items():
@@ -201,7 +203,8 @@ def measure() -> dict[str, Any]:
         print("calibrating", flush=True)
         profile = calibrate()
         print(f"calibrated in {profile.seconds:.0f} s; other programs took {profile.others or 0:.1%}", flush=True)
-        rows = [*pocket(profile, bundles), *wide(profile, config, graphs)]
+        with closing(Stopwatch(profile)) as watch:
+            rows = [*pocket(watch, profile, bundles), *wide(watch, profile, config, graphs)]
     return {
         "machine": asdict(profile.machine),
         "num_threads": profile.num_threads,

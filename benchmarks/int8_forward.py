@@ -83,8 +83,6 @@ def export_graphs(model: Any, size: Size, inputs: Inputs, root: Path) -> dict[st
     from sora_export.external_data import attach_weights, read_weights
     from sora_export.families.wan_graphs import BucketRotary, TransformerGraph
     from sora_export.onnx_from_torch import TorchGraph, onnx_from_torch
-    from sora_export.precision import Precision
-    from sora_export.quantize_onnx import to_precision
 
     model.save_pretrained(root / "transformer")
     config = dict(model.config)
@@ -96,8 +94,19 @@ def export_graphs(model: Any, size: Size, inputs: Inputs, root: Path) -> dict[st
     attach_weights(exported.model, exported.parameters, weights, root)
     files = {BASELINE: root / "transformer.onnx", OURS: root / "transformer.int8.onnx"}
     ir.save(exported.model, files[BASELINE])
+    make_graph_int8(files[BASELINE], root, files[OURS])
+    return files
+
+
+def make_graph_int8(graph: Path, root: Path, out: Path) -> None:
+    """As `sora-bench build --precision int8` writes a transformer; its new weights lie in `root`/int8."""
+    import onnx_ir as ir
+
+    from sora_export.precision import Precision
+    from sora_export.quantize_onnx import to_precision
+
     quantised = to_precision(
-        ir.load(files[BASELINE]),
+        ir.load(graph),
         Precision.INT8,
         engine="onnxruntime",
         part="transformer",
@@ -105,8 +114,7 @@ def export_graphs(model: Any, size: Size, inputs: Inputs, root: Path) -> dict[st
         root=root,
         data_file="int8/transformer.safetensors",
     )
-    ir.save(quantised, files[OURS])
-    return files
+    ir.save(quantised, out)
 
 
 def onnxruntime_forward(graph: Path, inputs: Inputs, num_threads: int) -> Forward:

@@ -22,24 +22,12 @@ def make_graph(job: Job) -> Path:
 
 def make_int8_graph(job: Job) -> Path:
     """The graph that `sora-bench build --precision int8` makes for ONNX Runtime, with its weights in `int8/`."""
-    import onnx_ir as ir
-
-    from sora_export.precision import Precision
-    from sora_export.quantize_onnx import to_precision
+    from benchmarks.int8_forward import make_graph_int8
 
     root = Path(job.checkpoint)
     path = root / INT8
     if not path.is_file():
-        quantised = to_precision(
-            ir.load(make_graph(job)),
-            Precision.INT8,
-            engine="onnxruntime",
-            part="transformer",
-            calibration=None,
-            root=root,
-            data_file="int8/transformer.safetensors",
-        )
-        ir.save(quantised, path)
+        make_graph_int8(make_graph(job), root, path)
     return path
 
 

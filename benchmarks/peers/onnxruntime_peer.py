@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers.jobs import Ask, Drawn, FirstFrame, Job
-from benchmarks.peers.models import CLIPS, TRANSFORMERS
+from benchmarks.peers.jobs import Job
+from benchmarks.peers.loop import InDiffusersLoop, Network
 
 
-class PlainExport:
+class PlainExport(InDiffusersLoop):
     """torch.onnx.export with its defaults (dynamo, optimised), weights in a file beside the graph."""
-
-    def __init__(self) -> None:
-        self._pipeline: Any = None
-        self._transformer: Any = None
-        self._inputs: list[NDArray[np.float32]] = []
 
     def prepare(self, job: Job) -> None:
         """Export, unless an earlier part has."""
@@ -35,33 +30,16 @@ class PlainExport:
             assert program is not None
             program.save(export.file(job, ".onnx"), external_data=True)
 
-    def load(self, job: Job) -> None:
-        """Sessions with default options but for the threads."""
-        if job.model == CLIPS:
-            import torch
+    def _networks(self, job: Job) -> Mapping[str, Network]:
+        from benchmarks.peers.pipeline import PARTS
 
-            from benchmarks.peers.pipeline import PARTS, pipeline_around
+        return {name: session(job.file(f"{name}.onnx"), job.threads) for name in PARTS}
 
-            torch.set_num_threads(job.threads)
-            networks = {name: session(job.file(f"{name}.onnx"), job.threads) for name in PARTS}
-            self._pipeline = pipeline_around(job.checkpoint, networks)
-            return
-        self._transformer = session(job.file("transformer.onnx"), job.threads)
-        self._inputs = list(TRANSFORMERS[job.model].inputs().values())
-
-    def run(self, ask: Ask, first_frame: FirstFrame) -> Drawn:
-        """A clip by WanPipeline around the sessions."""
-        from benchmarks.peers.pipeline import draw
-
-        return draw(self._pipeline, ask, first_frame)
-
-    def forward(self) -> NDArray[np.float32]:
-        """An evaluation."""
-        output: NDArray[np.float32] = self._transformer(*self._inputs)
-        return output
+    def _alone(self, job: Job) -> Network:
+        return session(job.file("transformer.onnx"), job.threads)
 
 
-def session(graph: Path, threads: int) -> Callable[..., NDArray[np.float32]]:
+def session(graph: Path, threads: int) -> Network:
     """A graph as a function of its inputs in their order."""
     import onnxruntime
 

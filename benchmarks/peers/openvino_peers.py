@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers.jobs import Ask, Drawn, FirstFrame, Job
-from benchmarks.peers.models import CLIPS, TRANSFORMERS
-
-Network = Callable[..., NDArray[np.float32]]
-
-
-class _InDiffusersLoop:
-    """What both have in common."""
-
-    def __init__(self) -> None:
-        self._pipeline: Any = None
-        self._transformer: Any = None
-        self._inputs: list[NDArray[np.float32]] = []
-
-    def load(self, job: Job) -> None:
-        """Compile the graphs for the CPU."""
-        if job.model == CLIPS:
-            import torch
-
-            from benchmarks.peers.pipeline import pipeline_around
-
-            torch.set_num_threads(job.threads)
-            self._pipeline = pipeline_around(job.checkpoint, self._networks(job))
-            return
-        self._transformer = self._alone(job)
-        self._inputs = list(TRANSFORMERS[job.model].inputs().values())
-
-    def run(self, ask: Ask, first_frame: FirstFrame) -> Drawn:
-        """A clip by WanPipeline around the networks."""
-        from benchmarks.peers.pipeline import draw
-
-        return draw(self._pipeline, ask, first_frame)
-
-    def forward(self) -> NDArray[np.float32]:
-        """An evaluation."""
-        output: NDArray[np.float32] = self._transformer(*self._inputs)
-        return output
-
-    def _networks(self, job: Job) -> Mapping[str, Network]:
-        raise NotImplementedError
-
-    def _alone(self, job: Job) -> Network:
-        raise NotImplementedError
+from benchmarks.peers.jobs import Job
+from benchmarks.peers.loop import InDiffusersLoop, Network
+from benchmarks.peers.models import CLIPS
 
 
-class FromTorch(_InDiffusersLoop):
+class FromTorch(InDiffusersLoop):
     """openvino.convert_model of diffusers' modules, each whole, saved as OpenVINO's own format.
 
     Args:
@@ -110,7 +70,7 @@ def _use_plain_nearest(module: Any) -> None:
             part.mode = "nearest"
 
 
-class FromGraphs(_InDiffusersLoop):
+class FromGraphs(InDiffusersLoop):
     """This project's ONNX graphs as OpenVINO reads them."""
 
     def prepare(self, job: Job) -> None:

@@ -268,12 +268,6 @@ def _reasons(request: ResolvedRequest, program: SamplerProgram) -> dict[str, str
         reasons["request.guidance_scale_2"] = "guidance_scale holds for every transformer"
     if request.step_reuse is None:
         reasons["request.step_reuse"] = reasons["request.step_reuse_calibrated"] = "every step was evaluated"
-    if request.budget is None:
-        reasons["budget"] = "the request had none"
-    elif request.budget.max_usd is None or request.budget.deadline_s is None:
-        reasons["budget.max_usd" if request.budget.max_usd is None else "budget.deadline_s"] = (
-            "the request set no limit"
-        )
     if request.preset is None:
         reasons["request.preset"] = "the request named none"
     if _guidance(request) is None:
