@@ -28,8 +28,9 @@ test-cpp: $(VENV)/.test
 	  ./build/$$preset/tests/cpp/sora_tests; \
 	done
 
+# A worker that dies ends the run: xdist's replacement for it would wait for tests that never come.
 test-python: $(VENV)/.test
-	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=term
+	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 --cov --cov-report=term
 
 # Measures what the README states and writes it there; wants a quiet machine.
 bench: $(VENV)/.test
