@@ -7,7 +7,7 @@ CPP := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.inl'
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python export -type f -not -name '*.pyc')
 CTEST_PRESETS := asan tsan
 
-.PHONY: run test lint test-cpp test-python bench format clean
+.PHONY: run test lint test-cpp test-python coverage bench format clean
 
 run: $(VENV)/.run
 	$(BIN)/sora-bench run "$(PROMPT)" --seed 7 --out out/clip.mp4 --json out/receipt.json
@@ -29,8 +29,14 @@ test-cpp: $(VENV)/.test
 	done
 
 # A worker that dies ends the run: xdist's replacement for it would wait for tests that never come.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 --durations 40
+
 test-python: $(VENV)/.test
-	$(BIN)/pytest -n 2 --dist loadfile --max-worker-restart 0 --cov --cov-report=term
+	$(PYTEST)
+
+# The same tests, half as long again: the exports run much Python, and every line of it is traced.
+coverage: $(VENV)/.test
+	$(PYTEST) --cov --cov-report=term
 
 # Measures what the README states and writes it there; wants a quiet machine.
 bench: $(VENV)/.test
