@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from fake_runtime import Command
 
+from preset_bundles import preset, written
+
 REPORT: dict[str, Any] = {
     "operators": {"Gemm": 26, "Attention": 4, "MatMulInteger": 2, "Shape": 1},
     "num_operators": 33,
@@ -268,3 +270,23 @@ def test_inspect_of_no_bundle(sora_bench: Command) -> None:
     result = sora_bench("inspect", "nothing")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: there is no bundle 'nothing'")
+
+
+def test_presets_are_shown_with_their_cost_and_quality(sora_bench: Command, tmp_path: Path) -> None:
+    presets = {
+        "draft": preset({"num_inference_steps": 4, "guidance_scale": 1.0}, adherence=0.9, bundle="few"),
+        "best": preset(
+            {"num_inference_steps": 20, "guidance_interval": [0.2, 0.9], "guidance_scale": 4.0},
+            seconds=1.25,
+            adherence=1.0,
+            psnr_mean=None,
+            machine="another",
+        ),
+    }
+    result = sora_bench("inspect", str(written(tmp_path / "bundle", presets)))
+    assert (result.exit_code, result.stderr) == (0, "")
+    rows = rows_of(result.stdout)
+    assert "draft few, 4 steps, no 1 0.0000100 0.900 30.0" in rows
+    assert "best 20 steps, guidance 4 1.25 0.0000100 1.000 same" in rows
+    assert any("25 frames (t2v), 8 prompts, on another at 0.0816 USD" in row for row in rows)
+    assert "preset" not in sora_bench("inspect", "wan-pocket").stdout

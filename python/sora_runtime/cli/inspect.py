@@ -66,12 +66,14 @@ def _check_name(bundle: Bundle, graph: str) -> None:
 
 
 def _tables(bundle: Bundle, *, hashed_now: bool) -> Iterator[RenderableType]:
-    from sora_runtime.cli import graph_tables
+    from sora_runtime.cli import graph_tables, preset_table
     from sora_runtime.cli.tables import columns, facts
 
     yield facts(_facts(bundle))
     graphs = ("graph", "size", "frames", "bytes", "parity")
     yield columns(graphs, _graphs(bundle), numbers={"frames", "bytes", "parity"})
+    if bundle.manifest.presets:
+        yield from preset_table.tables(bundle.manifest.presets)
     if bundle.manifest.reports:
         yield graph_tables.summary(_graph_names(bundle), bundle.manifest.reports)
     yield columns(("file", "bytes", "sha256"), _files(bundle), numbers={"bytes"})
