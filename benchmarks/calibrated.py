@@ -12,7 +12,7 @@ median of the paces read before them.
 import json
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import asdict, astuple, dataclass
 from functools import partial
@@ -50,7 +50,8 @@ FRAMES = 25
 POCKET_STEPS = (2, 4, 8, 12, 20)
 WIDE_LATENTS = ((1, 32, 32), (3, 32, 32), (5, 32, 32), (5, 40, 40), (9, 32, 32))  # frames, rows, columns
 WIDE_STEPS = (1, 2, 3, 4, 6)
-REPEATS, MOST = 3, 7  # quiet ones of a setting, and all
+REPEATS, MOST = 3, 7  # quiet ones of a setting, and all, at least:
+SECONDS = 4.0  # short ones are repeated for so long, and for twice that if they are not quiet
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ class Row(What):
         return self.p50 / self.seconds - 1.0
 
 
+def _enough(seconds: Collection[float], number: int, total: float) -> bool:
+    return len(seconds) >= number and sum(seconds) >= total
+
+
 class Stopwatch:
     """Times settings of a machine with a profile."""
 
@@ -94,7 +99,7 @@ class Stopwatch:
         """The median of repeats at the calibration's pace; if there are none, of all, at the median of their paces."""
         calibrated, samples = self._profile.constants["pace"], Samples()
         before, paces = self._pace.seconds(), []
-        while len(samples.seconds) < MOST and len(samples.clean(calibrated)) < REPEATS:
+        while not (_enough(samples.clean(calibrated), REPEATS, SECONDS) or _enough(samples.seconds, MOST, 2 * SECONDS)):
             samples.add(run)
             after = self._pace.seconds()
             samples.settle(max(before, after))
