@@ -50,8 +50,9 @@ FRAMES = 25
 POCKET_STEPS = (2, 4, 8, 12, 20)
 WIDE_LATENTS = ((1, 32, 32), (3, 32, 32), (5, 32, 32), (5, 40, 40), (9, 32, 32))  # frames, rows, columns
 WIDE_STEPS = (1, 2, 3, 4, 6)
-REPEATS, MOST = 3, 7  # quiet ones of a setting, and all, at least:
-SECONDS = 4.0  # short ones are repeated for so long, and for twice that if they are not quiet
+# A setting is repeated until it has so many quiet repeats of so many seconds together, or so many of any kind.
+QUIET, QUIET_SECONDS = 3, 4.0
+ANY, ANY_SECONDS = 7, 8.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ class Stopwatch:
         """The median of repeats at the calibration's pace; if there are none, of all, at the median of their paces."""
         calibrated, samples = self._profile.constants["pace"], Samples()
         before, paces = self._pace.seconds(), []
-        while not (_enough(samples.clean(calibrated), REPEATS, SECONDS) or _enough(samples.seconds, MOST, 2 * SECONDS)):
+        while not (
+            _enough(samples.clean(calibrated), QUIET, QUIET_SECONDS) or _enough(samples.seconds, ANY, ANY_SECONDS)
+        ):
             samples.add(run)
             after = self._pace.seconds()
             samples.settle(max(before, after))
