@@ -82,6 +82,7 @@ def test_repeats_count_at_the_pace_of_the_whole() -> None:
         samples.settle(pace)
     assert samples.clean(0.010) == pytest.approx([1.0, 2.0])  # neither the slow one nor the one that waited
     assert samples.typical(0.010) == pytest.approx(1.5)
+    assert samples.typical(0.010, 0.25) == pytest.approx(1.25)
     assert samples.typical(0.001) == 1.0  # none was so fast: the best there is
 
 

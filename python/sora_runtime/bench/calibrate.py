@@ -35,6 +35,9 @@ PASSES = 8  # over all graphs: whatever else the machine does for a while does n
 SHARE, LEAST, MOST = 0.02, 2, 12  # seconds and repeats of one graph in one pass
 ALL_PASSES = 4  # in which every graph is measured
 ENOUGH = 8  # undisturbed repeats, after which a graph is left out of later passes
+# Of repeats and paces alike. Not the median: a neighbour that fills the memory slows large graphs in half of their
+# eight repeats or more (to 85 of 133 GFLOP/s) and the products of the pace, which fit into caches, hardly.
+QUARTER = 0.25
 
 Axes = dict[str, tuple[float, ...]]
 Point = dict[str, float]
@@ -75,7 +78,7 @@ def _product_shapes(precision: str) -> Iterator[Shape]:
     for point in _points(_PRODUCTS):
         rows, width = int(point["rows"]), int(point["width"])
         flops = sum(2.0 * rows * inputs * outputs for inputs, outputs in graphs.product_shapes(width))
-        flops *= graphs.product_blocks(width, int8=precision == "int8")
+        flops *= graphs.product_blocks(rows, width, int8=precision == "int8")
         yield Shape(
             f"product.{precision}",
             point,
@@ -145,7 +148,7 @@ class _Timer:
     @property
     def pace(self) -> float:
         """The machine's own: what it reached in a quarter of the readings."""
-        return float(np.quantile(self.paces, 0.25))
+        return float(np.quantile(self.paces, QUARTER))
 
     @property
     def late(self) -> bool:
@@ -203,7 +206,7 @@ def measure(num_threads: int, on_progress: Callable[[int, int], None]) -> Measur
                 on_progress(turn * len(wanted) + index + 1, PASSES * len(wanted))
     finally:
         timer.close()
-    seconds = [own.typical(timer.pace) for own in samples]
+    seconds = [own.typical(timer.pace, QUARTER) for own in samples]
     tables = {name: _table(name, wanted, seconds) for name in TABLES}
     return Measured(tables, timer.pace, sum(not own.clean(timer.pace) for own in samples))
 

@@ -16,6 +16,7 @@ SMALL_NETWORK = 4e6  # weights of a network of narrow layers
 LARGE_NETWORK = 48e6  # bytes of weights that no cache holds
 VECTORS = 6  # of a block's modulation: shift, scale and gate, twice
 WIDE = 1000  # channels from which networks are large
+MANY_ROWS = 1000  # with which a weight that was read serves 2,000 FLOPs: 0.4 GB/s for 200 GFLOP/s
 
 
 @cache
@@ -46,7 +47,7 @@ def products(rows: int, width: int, *, int8: bool) -> bytes:
     """
     graph = GraphBytes()
     x = graph.input("x", (rows, width))
-    for _ in range(product_blocks(width, int8=int8)):
+    for _ in range(product_blocks(rows, width, int8=int8)):
         for inputs, outputs in product_shapes(width):
             x = _product(graph, x, inputs, outputs, int8=int8)
     graph.output(x, (rows, width))
@@ -62,11 +63,13 @@ def _product(graph: GraphBytes, x: str, inputs: int, outputs: int, *, int8: bool
     return graph.node("DynamicQuantizeMatMul", x, weight, scale, "", bias, domain=MICROSOFT)
 
 
-def product_blocks(width: int, *, int8: bool) -> int:
-    """How many triples of products a chain has."""
+def product_blocks(rows: int, width: int, *, int8: bool) -> int:
+    """How many triples of products a chain has: of wide ones on many rows, which reading weights does not slow, one."""
     weights = sum(inputs * outputs for inputs, outputs in product_shapes(width))
     if width < WIDE:
         return max(1, round(SMALL_NETWORK / weights))
+    if rows >= MANY_ROWS:
+        return 1
     return max(1, round(LARGE_NETWORK / (weights if int8 else 4 * weights)))
 
 

@@ -85,11 +85,12 @@ class Samples:
                 chosen.append(taken / slower)
         return chosen
 
-    def typical(self, pace: float | None = None) -> float:
+    def typical(self, pace: float | None = None, quantile: float = 0.5) -> float:
         """Median seconds on a quiet machine; of a busy one, the best there is.
 
         Args:
             pace: at which the seconds are stated; None takes them as they are.
+            quantile: of the repeats, if not the median.
         """
         own = self.clean(pace)
-        return float(np.median(own)) if own else min(self.seconds)
+        return float(np.quantile(own, quantile)) if own else min(self.seconds)
