@@ -35,8 +35,8 @@ PASSES = 8  # over all graphs: whatever else the machine does for a while does n
 SHARE, LEAST, MOST = 0.02, 2, 12  # seconds and repeats of one graph in one pass
 ALL_PASSES = 4  # in which every graph is measured
 ENOUGH = 8  # undisturbed repeats, after which a graph is left out of later passes
-# Of repeats and paces alike. Not the median: a neighbour that fills the memory slows large graphs in half of their
-# eight repeats or more (to 85 of 133 GFLOP/s) and the products of the pace, which fit into caches, hardly.
+# Of repeats and paces alike. Not the median: what slows a machine for a while may fall on half of the eight repeats of
+# the largest graphs, and the pace, whose products are small, need not show it.
 QUARTER = 0.25
 
 Axes = dict[str, tuple[float, ...]]

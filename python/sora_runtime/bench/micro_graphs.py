@@ -64,7 +64,7 @@ def _product(graph: GraphBytes, x: str, inputs: int, outputs: int, *, int8: bool
 
 
 def product_blocks(rows: int, width: int, *, int8: bool) -> int:
-    """How many triples of products a chain has: of wide ones on many rows, which reading weights does not slow, one."""
+    """How many triples of products a chain has."""
     weights = sum(inputs * outputs for inputs, outputs in product_shapes(width))
     if width < WIDE:
         return max(1, round(SMALL_NETWORK / weights))
