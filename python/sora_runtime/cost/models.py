@@ -157,6 +157,10 @@ def load_model(text: str) -> Model:
     path = _shipped(text) or Path(text)
     if path.is_dir() or path.is_file():
         return _from_path(path)
+    if path.exists():
+        raise InvalidRequest(
+            f"model = {text!r} cannot be read (neither a file nor a folder); give a model card or a checkpoint"
+        )
     nearest = difflib.get_close_matches(_plain(text), _by_alias(), n=3, cutoff=0.4)
     hint = ", ".join(dict.fromkeys(_by_alias()[alias] for alias in nearest)) or ", ".join(model_names()[:5])
     raise InvalidRequest(
