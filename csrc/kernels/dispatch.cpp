@@ -5,8 +5,6 @@ namespace sora::kernels {
 
 namespace {
 
-constexpr std::int64_t kMomentBlock = std::int64_t{1} << 16;  // elements; part of the numerics
-
 bool has_avx2() {
 #if defined(SORA_HAS_AVX2)
   return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("f16c") != 0;

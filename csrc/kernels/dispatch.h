@@ -7,6 +7,8 @@ namespace sora::kernels {
 
 // Elements that one StepNorms of a measuring fused_step sums; part of the numerics.
 inline constexpr std::int64_t kNormBlock = std::int64_t{1} << 14;
+// As many of one GuidanceMoments.
+inline constexpr std::int64_t kMomentBlock = std::int64_t{1} << 16;
 
 struct KernelTable {
   void (*fused_step)(const StepBuffers&, const StepCoefficients&, int);

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "kernels/launch_cpu.h"
+#include "kernels/pixels.h"
 #include "kernels/step.h"
 
 namespace sora::kernels {
@@ -236,13 +237,6 @@ inline void moments_impl(const StepBuffers& b, int num_threads, GuidanceMoments*
   core::parallel_for(num_blocks, num_threads, [&](std::int64_t block) {
     partial[block] = block_moments(b, block * block_size, std::min(b.n, (block + 1) * block_size));
   });
-}
-
-SORA_HD std::uint8_t to_rgb8(float value) {
-  const float level = (value * 0.5F + 0.5F) * 255.0F;
-  const float clamped = level > 0.0F ? (level < 255.0F ? level : 255.0F) : 0.0F;  // NaN becomes 0
-  // Adding 1.5 * 2^23 leaves the integer, rounded to nearest even, in the low bits.
-  return static_cast<std::uint8_t>(std::bit_cast<std::uint32_t>(clamped + 12582912.0F) & 0xffU);
 }
 
 inline void frames_to_rgb8_impl(const float* frames, std::uint8_t* rgb8, std::int64_t num_frames, std::int64_t plane,

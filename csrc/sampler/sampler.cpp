@@ -18,17 +18,28 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 Sampler::Sampler(Program program, const SamplerBuffers& buffers, int num_threads, const StepReuse& reuse,
                  const GuidanceRule& guidance)
-    : program_(std::move(program)), buffers_(buffers), num_threads_(num_threads), guidance_(guidance), reuse_(reuse) {
+    : Sampler(
+          std::move(program), buffers,
+          [num_threads](const SamplerMemory& memory, Table table) {
+            core::require(num_threads >= 1, "num_threads must be 1 or more");
+            return std::make_unique<HostDevice>(memory, std::move(table), num_threads);
+          },
+          reuse, guidance) {}
+
+Sampler::Sampler(Program program, const SamplerBuffers& buffers, const MakeDevice& make, const StepReuse& reuse,
+                 const GuidanceRule& guidance)
+    : program_(std::move(program)), buffers_(buffers), guidance_(guidance), reuse_(reuse) {
   check(guidance_);
   check_buffers();
-  reserve();
+  const SamplerMemory memory = memory_of(program_, buffers_.n, reuse, guidance_);
+  device_ = make(memory, table());
+  reserve(memory);
 }
 
 void Sampler::check_buffers() const {
   const auto& rows = program_.rows();
   const bool guided = std::any_of(rows.begin(), rows.end(), [](const Row& row) { return row.guided(); });
   core::require(buffers_.n > 0 && buffers_.latents != nullptr, "latents are empty; give at least one element");
-  core::require(num_threads_ >= 1, "num_threads must be 1 or more");
   core::require(buffers_.conditional != nullptr, "the denoiser's output buffer is missing; bind `conditional`");
   core::require(!guided || buffers_.unconditional != nullptr,
                 "the program is guided and the unconditional output buffer is missing; bind `unconditional`");
@@ -36,26 +47,38 @@ void Sampler::check_buffers() const {
                 "the program scales the denoiser's input; bind `model_input` instead of sharing the latents");
 }
 
-void Sampler::reserve() {
-  const std::int64_t n = buffers_.n;
-  const auto& rows = program_.rows();
-  const auto any = [&rows](auto&& holds) { return std::any_of(rows.begin(), rows.end(), holds); };
-  const auto take = [n](std::vector<core::AlignedFloats>& buffers, int count) {
-    for (int i = 0; i < count; ++i) buffers.push_back(core::make_aligned_floats(n));
+void Sampler::reserve(const SamplerMemory& memory) {
+  const auto take = [this](std::vector<float*>& buffers, int count) {
+    for (int i = 0; i < count; ++i) buffers.push_back(device_->take());
   };
-  take(history_, program_.history_depth() == 0 ? 0 : program_.history_depth() + 1);
-  if (any([this](const Row& row) { return row.guided() && needs_moments(guidance_, row.guidance_rescale); })) {
-    moments_.resize(static_cast<std::size_t>(kernels::moment_blocks(n)));
+  take(history_, memory.history);
+  take(conditional_, memory.conditional);
+  take(difference_, memory.difference);
+  if (memory.anchor > 0) anchor_ = device_->take();
+  if (memory.momentum > 0) momentum_ = device_->take();
+  if (memory.noise > 0) noise_ = device_->take();
+}
+
+Table Sampler::table() const {
+  Table table;
+  for (std::size_t i = 0; i < program_.rows().size(); ++i) {
+    const Row& row = program_.rows()[i];
+    kernels::StepCoefficients k{};
+    k.evaluated = row.has_output();
+    k.guided = row.guided();
+    k.guidance_scale = static_cast<float>(row.guidance_scale);
+    k.output_factor = k.unconditional_factor = 1.0F;
+    k.latents = static_cast<float>(row.latents);
+    k.output = static_cast<float>(row.output);
+    for (std::size_t j = 0; j < kernels::kMaxHistory; ++j) k.history[j] = static_cast<float>(row.history[j]);
+    k.noise = static_cast<float>(row.noise);
+    k.store_latents = static_cast<float>(row.store_latents);
+    k.store_output = static_cast<float>(row.store_output);
+    k.input_scale = next_input_scale(static_cast<std::int64_t>(i));
+    table.rows.push_back(k);
+    table.guidance.push_back({guidance_, row.guidance_scale, row.guidance_rescale});
   }
-  if (any([](const Row& row) { return row.noise != 0.0; })) noise_ = core::make_aligned_floats(n);
-  const bool guided = any([](const Row& row) { return row.guided(); });
-  if (reuse_.measures() || program_.reuses_conditional()) take(conditional_, reuse_.conditional.depth());
-  if ((reuse_.measures() && guided) || program_.reuses_difference()) take(difference_, reuse_.difference.depth());
-  if (reuse_.policy().residual && !conditional_.empty()) anchor_ = core::make_aligned_floats(n);
-  if (guided && guidance_.method == GuidanceMethod::kProjected && guidance_.momentum != 0.0) {
-    momentum_ = core::make_aligned_floats(n);
-  }
-  if (reuse_.measures()) norms_.resize(static_cast<std::size_t>(kernels::norm_blocks(n)));
+  return table;
 }
 
 kernels::StepBuffers Sampler::step_buffers() const {
@@ -77,7 +100,7 @@ float Sampler::next_input_scale(std::int64_t index) const {
 
 float* Sampler::keep_history_entry() {
   if (history_.empty()) return nullptr;  // no later row reads it
-  return history_[static_cast<std::size_t>(kept_++) % history_.size()].get();
+  return history_[static_cast<std::size_t>(kept_++) % history_.size()];
 }
 
 void Sampler::evaluate(std::int64_t index, const Row& row, Evaluation what, const Denoiser& denoiser,
@@ -99,52 +122,43 @@ void Sampler::evaluate(std::int64_t index, const Row& row, Evaluation what, cons
 kernels::ReuseBuffers Sampler::reuse_buffers(std::int64_t index, const Row& row, Evaluation what) {
   kernels::ReuseBuffers r{};
   r.input_scale = static_cast<float>(row.input_scale);
-  if (reuse_.measures()) r.norms = norms_.data();
   if (!row.has_output()) return r;
-  const auto estimate = [index](const CachedRows& rows, const std::vector<core::AlignedFloats>& buffers,
-                                const float** entries, float* weights) {
+  const auto estimate = [index](const CachedRows& rows, const std::vector<float*>& buffers, const float** entries,
+                                float* weights) {
     const auto found = rows.weights(index);
     for (int m = 0; m < rows.at_hand(); ++m) {
-      entries[m] = buffers[static_cast<std::size_t>(rows.slot(m))].get();
+      entries[m] = buffers[static_cast<std::size_t>(rows.slot(m))];
       weights[m] = found[static_cast<std::size_t>(m)];
     }
   };
   if (!conditional_.empty()) {
     if (!reuse_.conditional.empty()) {
-      r.previous = conditional_[static_cast<std::size_t>(reuse_.conditional.slot(0))].get();
+      r.previous = conditional_[static_cast<std::size_t>(reuse_.conditional.slot(0))];
     }
     if (what == kReuse) {
       estimate(reuse_.conditional, conditional_, r.conditional, r.conditional_weights);
     } else {
-      r.keep_conditional = conditional_[static_cast<std::size_t>(reuse_.conditional.keep(index))].get();
+      r.keep_conditional = conditional_[static_cast<std::size_t>(reuse_.conditional.keep(index))];
     }
-    r.anchor = anchor_.get();
+    r.anchor = anchor_;
   }
   if (difference_.empty() || !row.guided()) return r;
   if (what == kEvaluate) {
-    r.keep_difference = difference_[static_cast<std::size_t>(reuse_.difference.keep(index))].get();
+    r.keep_difference = difference_[static_cast<std::size_t>(reuse_.difference.keep(index))];
   } else {
     estimate(reuse_.difference, difference_, r.difference, r.difference_weights);
   }
   return r;
 }
 
-void Sampler::update(std::int64_t index, const Row& row, kernels::StepBuffers& b, kernels::StepCoefficients& k,
-                     const NoiseSource& noise) {
-  k.latents = static_cast<float>(row.latents);
-  k.output = static_cast<float>(row.output);
-  k.store_latents = static_cast<float>(row.store_latents);
-  k.store_output = static_cast<float>(row.store_output);
-  k.input_scale = next_input_scale(index);
+void Sampler::bind_update(const Row& row, kernels::StepBuffers& b, const NoiseSource& noise) {
   for (std::int64_t j = 0; j < kernels::kMaxHistory; ++j) {
     if (row.history[j] == 0.0) continue;
-    k.history[j] = static_cast<float>(row.history[j]);
-    b.history[j] = history_[static_cast<std::size_t>(kept_ - 1 - j) % history_.size()].get();
+    b.history[j] = history_[static_cast<std::size_t>(kept_ - 1 - j) % history_.size()];
   }
   if (row.noise != 0.0) {
-    noise(noise_.get(), buffers_.n);
-    k.noise = static_cast<float>(row.noise);
-    b.noise = noise_.get();
+    noise(noise_, buffers_.n);
+    b.noise = noise_;
   }
   if (row.stores()) b.store = keep_history_entry();
 }
@@ -152,21 +166,9 @@ void Sampler::update(std::int64_t index, const Row& row, kernels::StepBuffers& b
 void Sampler::step(std::int64_t index, const Row& row, Evaluation what, const NoiseSource& noise) {
   kernels::StepBuffers b = step_buffers();
   b.reuse = reuse_buffers(index, row, what);
-  kernels::StepCoefficients k{};
-  k.evaluated = row.has_output();
-  k.guided = row.guided();
-  k.guidance_scale = static_cast<float>(row.guidance_scale);
-  k.output_factor = k.unconditional_factor = 1.0F;
-  if (row.guided()) {
-    b.momentum = momentum_.get();
-    kernels::GuidanceMoments sums{};
-    if (needs_moments(guidance_, row.guidance_rescale)) {
-      sums = kernels::guidance_moments(b, moments_.data(), num_threads_);
-    }
-    set_guidance(guidance_, row.guidance_scale, row.guidance_rescale, sums, b.n, &k);
-  }
-  update(index, row, b, k, noise);
-  kernels::fused_step(b, k, num_threads_);
+  if (row.guided()) b.momentum = momentum_;
+  bind_update(row, b, noise);
+  device_->step(index, b, row.guided() && needs_moments(guidance_, row.guidance_rescale));
 }
 
 RunStatistics Sampler::run(const Denoiser& denoiser, const NoiseSource& noise, const OnStep& on_step,
@@ -180,7 +182,7 @@ RunStatistics Sampler::run(const Denoiser& denoiser, const NoiseSource& noise, c
   reuse_.start();
   auto kernel_start = Clock::now();
   if (buffers_.model_input != nullptr) {
-    kernels::prepare_input(step_buffers(), static_cast<float>(rows.front().input_scale), num_threads_);
+    device_->prepare_input(step_buffers(), static_cast<float>(rows.front().input_scale));
   }
   statistics.kernel_seconds += seconds_since(kernel_start);
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -191,14 +193,14 @@ RunStatistics Sampler::run(const Denoiser& denoiser, const NoiseSource& noise, c
     const auto index = static_cast<std::int64_t>(i);
     const auto row_start = Clock::now();
     if (momentum_ != nullptr && (i == 0 || rows[i].engine != rows[i - 1].engine)) {
-      std::fill_n(momentum_.get(), buffers_.n, 0.0F);
+      device_->clear(momentum_);
     }
     const Evaluation what = reuse_.decide(index, rows[i]);
     evaluate(index, rows[i], what, denoiser, statistics);
     kernel_start = Clock::now();
     step(index, rows[i], what, noise);
     if (reuse_.measures()) {
-      statistics.norms.push_back(kernels::sum_norms(norms_.data(), static_cast<std::int64_t>(norms_.size())));
+      statistics.norms.push_back(device_->norms());
       reuse_.measured(rows[i], what, statistics.norms.back());
     }
     statistics.kernel_seconds += seconds_since(kernel_start);

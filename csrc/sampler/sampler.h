@@ -6,7 +6,7 @@
 #include <functional>
 #include <vector>
 
-#include "core/aligned.h"
+#include "sampler/device.h"
 #include "sampler/guidance.h"
 #include "sampler/program.h"
 #include "sampler/step_reuse.h"
@@ -23,7 +23,7 @@ struct DenoiserCall {
 
 // Reads the model input (or the latents when there is none) and fills the branch's output buffer.
 using Denoiser = std::function<void(const DenoiserCall&)>;
-// Fills `n` standard normals at `out`; called only for rows with noise.
+// Fills `n` standard normals at `out`, in the sampler's device's memory; called only for rows with noise.
 using NoiseSource = std::function<void(float* out, std::int64_t n)>;
 // Called after each row with the number of rows done.
 using OnStep = std::function<void(std::int64_t rows_done)>;
@@ -48,12 +48,16 @@ struct RunStatistics {
   std::vector<kernels::StepNorms> norms;  // of each row; empty without a criterion
 };
 
-// Owns the history and the outputs that are reused; all memory is taken in the constructor and none in run().
+// Keeps the history and the outputs that are reused; all memory is taken in the constructor and none in run().
 class Sampler {
  public:
-  // Throws std::invalid_argument when the buffers do not suffice for the program.
+  // On the host. Throws std::invalid_argument when the buffers do not suffice for the program.
   Sampler(Program program, const SamplerBuffers& buffers, int num_threads, const StepReuse& reuse = {},
           const GuidanceRule& guidance = {});
+
+  // On the device that `make` gives, in whose memory the buffers lie.
+  Sampler(Program program, const SamplerBuffers& buffers, const MakeDevice& make, const StepReuse& reuse,
+          const GuidanceRule& guidance);
 
   // Runs all rows. Throws core::Cancelled between two rows once *cancelled is true; what the callables
   // throw passes through. The latents are then those of the last finished row.
@@ -61,15 +65,16 @@ class Sampler {
                     const std::atomic<bool>* cancelled);
 
   const Program& program() const { return program_; }
+  Device& device() { return *device_; }
 
  private:
   void check_buffers() const;
-  void reserve();
+  Table table() const;
+  void reserve(const SamplerMemory& memory);
   void evaluate(std::int64_t index, const Row& row, Evaluation what, const Denoiser& denoiser,
                 RunStatistics& statistics) const;
   void step(std::int64_t index, const Row& row, Evaluation what, const NoiseSource& noise);
-  void update(std::int64_t index, const Row& row, kernels::StepBuffers& b, kernels::StepCoefficients& k,
-              const NoiseSource& noise);
+  void bind_update(const Row& row, kernels::StepBuffers& b, const NoiseSource& noise);
   kernels::ReuseBuffers reuse_buffers(std::int64_t index, const Row& row, Evaluation what);
   kernels::StepBuffers step_buffers() const;
   float next_input_scale(std::int64_t index) const;
@@ -77,19 +82,16 @@ class Sampler {
 
   Program program_;
   SamplerBuffers buffers_;
-  int num_threads_;
-  // A ring with one spare: a row reads up to history_depth entries while it writes a new one.
-  std::vector<core::AlignedFloats> history_;
-  std::int64_t kept_ = 0;  // entries kept so far; entry k lives in history_[k % history_.size()]
-  core::AlignedFloats noise_;
-  std::vector<kernels::GuidanceMoments> moments_;
   GuidanceRule guidance_;
-  core::AlignedFloats momentum_;  // the running difference of guidance
   ReuseController reuse_;
-  std::vector<core::AlignedFloats> conditional_;  // by the slots of reuse_.conditional; empty where none is reused
-  std::vector<core::AlignedFloats> difference_;
-  core::AlignedFloats anchor_;
-  std::vector<kernels::StepNorms> norms_;
+  std::unique_ptr<Device> device_;   // owns what the pointers below address
+  std::vector<float*> history_;      // a ring: entry k lies in history_[k % history_.size()]
+  std::int64_t kept_ = 0;            // entries kept so far
+  std::vector<float*> conditional_;  // by the slots of reuse_.conditional; empty where none is reused
+  std::vector<float*> difference_;
+  float* anchor_ = nullptr;
+  float* momentum_ = nullptr;  // the running difference of guidance
+  float* noise_ = nullptr;
 };
 
 }  // namespace sora::sampler
