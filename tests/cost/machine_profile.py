@@ -36,5 +36,6 @@ def made_up(**changes: object) -> Profile:
         disturbed=0,
         tables=tables,
         constants=dict.fromkeys(CONSTANTS, 0.001) | {"bandwidth": 2e10, "step.element": 0.0},
+        in_network={},
     )
     return replace(profile, **changes)  # type: ignore[arg-type]

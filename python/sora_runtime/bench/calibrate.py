@@ -1,7 +1,7 @@
 """Measures a machine in under a minute: small graphs on the engine that the runtime uses, at its number of threads.
 
 No network is run whose time is to be predicted. Each graph holds the operators of exported networks at sizes on a
-grid; their rates become the tables of a profile.
+grid; their rates become the tables of a profile. Small transformers tell how much longer they take in a network.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
@@ -19,11 +19,13 @@ import numpy as np
 
 from sora_runtime import __version__
 from sora_runtime.bench import micro_graphs as graphs
+from sora_runtime.bench import micro_networks as networks
 from sora_runtime.bench.pace import Pace, filled
 from sora_runtime.bench.samples import Load, Samples
 from sora_runtime.cost.architectures.common import Conditioning
 from sora_runtime.cost.architectures.vae_common import SCALED_RMS_NORM, AutoencoderBuilder
 from sora_runtime.cost.architectures.wan import wan_transformer
+from sora_runtime.cost.machine_time import transformer_seconds
 from sora_runtime.cost.profile import TABLES, Profile, Table
 from sora_runtime.cost.work import Sizes
 from sora_runtime.engines import onnxruntime
@@ -57,8 +59,9 @@ class Shape:
 
     table: str
     point: Point
-    amount: float  # FLOPs, or elements as the architectures count them
+    amount: float  # FLOPs, or elements as the architectures count them; of a whole network, nothing
     graph: Callable[[], bytes]
+    network: bool = False  # run as the runtime runs one: its threads sleep between evaluations
 
 
 def shapes() -> Iterator[Shape]:
@@ -66,6 +69,7 @@ def shapes() -> Iterator[Shape]:
     for precision in ("fp32", "int8"):
         yield from _product_shapes(precision)
         yield from _attention_shapes(precision)
+        yield from _network_shapes(precision)
     yield from _block_shapes()
     yield from _map_shapes()
 
@@ -96,6 +100,17 @@ def _attention_shapes(precision: str) -> Iterator[Shape]:
             point,
             flops,
             lambda size=size: graphs.attention(size, blockwise=precision != "fp32"),  # type: ignore[misc]
+        )
+
+
+def _network_shapes(precision: str) -> Iterator[Shape]:
+    for size in networks.SMALL_TRANSFORMERS:
+        yield Shape(
+            f"network.{precision}",
+            {"elements": networks.elements(size)},
+            0.0,
+            lambda size=size: size.graph(int8=precision == "int8"),  # type: ignore[misc]
+            network=True,
         )
 
 
@@ -164,7 +179,7 @@ class _Timer:
     def _repeat(self, shape: Shape, samples: Samples) -> None:
         file = Path(self._folder.name) / "graph.onnx"
         file.write_bytes(shape.graph())
-        engine = OnnxRuntimeEngine(file, num_threads=self._num_threads, stay_awake=True)
+        engine = OnnxRuntimeEngine(file, num_threads=self._num_threads, stay_awake=not shape.network)
         try:
             specs = {**engine.inputs, **engine.outputs}
             run = engine.bind({name: filled(spec) for name, spec in specs.items()}).run
@@ -187,6 +202,7 @@ class Measured:
     """What the graphs' times tell."""
 
     tables: dict[str, Table]
+    networks: dict[str, tuple[float, ...]]  # seconds of `micro_networks.SMALL_TRANSFORMERS` by precision
     pace: float  # seconds, at which the rates in the tables hold
     disturbed: int  # graphs that other programs disturbed in every repeat
 
@@ -208,7 +224,13 @@ def measure(num_threads: int, on_progress: Callable[[int, int], None]) -> Measur
         timer.close()
     seconds = [own.typical(timer.pace, QUARTER) for own in samples]
     tables = {name: _table(name, wanted, seconds) for name in TABLES}
-    return Measured(tables, timer.pace, sum(not own.clean(timer.pace) for own in samples))
+    whole = {
+        precision: tuple(
+            taken for shape, taken in zip(wanted, seconds, strict=True) if shape.table == f"network.{precision}"
+        )
+        for precision in ("fp32", "int8")
+    }
+    return Measured(tables, whole, timer.pace, sum(not own.clean(timer.pace) for own in samples))
 
 
 def _table(name: str, wanted: list[Shape], seconds: list[float]) -> Table:
@@ -217,6 +239,25 @@ def _table(name: str, wanted: list[Shape], seconds: list[float]) -> Table:
     axes = {axis: tuple(sorted({shape.point[axis] for shape, _ in own})) for axis in own[0][0].point}
     unit = "FLOP/s" if not name.startswith("rest.") else "elements/s"
     return Table(unit, axes, tuple(shape.amount / taken for shape, taken in own))
+
+
+def in_network(whole: dict[str, tuple[float, ...]], alone: Profile) -> dict[str, Table]:
+    """How many times longer networks took than their operators alone, by precision.
+
+    Args:
+        whole: seconds of `micro_networks.SMALL_TRANSFORMERS`.
+        alone: a profile with the operators' rates.
+    """
+    axes = {"elements": tuple(networks.elements(size) for size in networks.SMALL_TRANSFORMERS)}
+    tables = {}
+    for precision, seconds in whole.items():
+        summed = [
+            sum(transformer_seconds(size.networks, size.sizes, alone, precision).values())
+            for size in networks.SMALL_TRANSFORMERS
+        ]
+        ratios = tuple(taken / parts for taken, parts in zip(seconds, summed, strict=True))
+        tables[precision] = Table("times", axes, ratios)
+    return tables
 
 
 def sampler_seconds(num_threads: int) -> dict[str, float]:
@@ -262,7 +303,7 @@ def calibrate(
     constants["bandwidth"] = 2.0 * tables["product.fp32"].at(rows=1, width=math.inf)
     constants["pace"] = measured.pace
     constants["layer"] = blocks.axes["elements"][0] / blocks.values[0]
-    return Profile(
+    profile = Profile(
         machine=this_machine(),
         num_threads=threads,
         versions={"sora_runtime": __version__, "onnxruntime": onnxruntime.VERSION, "numpy": np.__version__},
@@ -272,4 +313,6 @@ def calibrate(
         disturbed=measured.disturbed,
         tables=tables,
         constants=constants,
+        in_network={},
     )
+    return replace(profile, in_network=in_network(measured.networks, profile))

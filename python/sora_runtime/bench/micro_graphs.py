@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ SPREAD = 4  # of the feed-forward layer
 SMALL_NETWORK = 4e6  # weights of a network of narrow layers
 LARGE_NETWORK = 48e6  # bytes of weights that no cache holds
 VECTORS = 6  # of a block's modulation: shift, scale and gate, twice
+_STRIDE = 7919  # a prime: constants begin at other places of the same numbers
 WIDE = 1000  # channels from which networks are large
 MANY_ROWS = 1000  # with which a weight that was read serves 2,000 FLOPs: 0.4 GB/s for 200 GFLOP/s
 
@@ -29,14 +32,25 @@ def filled(*shape: int) -> NDArray[np.float32]:
     return np.resize(_normals(), shape)
 
 
-def _random(*shape: int) -> NDArray[np.float32]:
-    return filled(*shape) * np.float32(shape[-1] ** -0.5)
+def weight(graph: GraphBytes, *shape: int, scale: float = 1.0) -> str:
+    """Of a layer that keeps the scale of what it is given, or multiplies it."""
+    return graph.constant(_others(_normals(), graph, shape) * np.float32(scale * shape[-1] ** -0.5))
+
+
+def _bytes(graph: GraphBytes, *shape: int) -> str:
+    """7 bits, as sora_export.quantize_cpu writes them."""
+    return graph.constant(_others(_normal_bytes(), graph, shape))
 
 
 @cache
-def _bytes(inputs: int, outputs: int) -> NDArray[np.int8]:
-    """7 bits, as sora_export.quantize_cpu writes them."""
-    return np.resize(np.clip(np.rint(_normals() * 20.0), -63, 63).astype(np.int8), (inputs, outputs))
+def _normal_bytes() -> NDArray[np.int8]:
+    rounded: NDArray[np.int8] = np.clip(np.rint(_normals() * 20.0), -63, 63).astype(np.int8)
+    return rounded
+
+
+def _others(numbers: NDArray[Any], graph: GraphBytes, shape: Sequence[int]) -> NDArray[Any]:
+    """Other numbers for each constant: ONNX Runtime keeps equal ones once, and a cache then holds them."""
+    return np.resize(np.roll(numbers, graph.count * _STRIDE), shape)
 
 
 def products(rows: int, width: int, *, int8: bool) -> bytes:
@@ -49,18 +63,18 @@ def products(rows: int, width: int, *, int8: bool) -> bytes:
     x = graph.input("x", (rows, width))
     for _ in range(product_blocks(rows, width, int8=int8)):
         for inputs, outputs in product_shapes(width):
-            x = _product(graph, x, inputs, outputs, int8=int8)
+            x = linear(graph, x, inputs, outputs, int8=int8)
     graph.output(x, (rows, width))
     return graph.model()
 
 
-def _product(graph: GraphBytes, x: str, inputs: int, outputs: int, *, int8: bool) -> str:
+def linear(graph: GraphBytes, x: str, inputs: int, outputs: int, *, int8: bool) -> str:
+    """A product with a weight and a bias, as bundles of that precision have it."""
     bias = graph.constant(np.zeros(outputs, np.float32))
     if not int8:
-        return graph.node("Gemm", x, graph.constant(_random(outputs, inputs)), bias, transB=1)
-    weight = graph.constant(_bytes(inputs, outputs))
+        return graph.node("Gemm", x, weight(graph, outputs, inputs), bias, transB=1)
     scale = graph.constant(np.full(outputs, 0.05 * inputs**-0.5, np.float32))
-    return graph.node("DynamicQuantizeMatMul", x, weight, scale, "", bias, domain=MICROSOFT)
+    return graph.node("DynamicQuantizeMatMul", x, _bytes(graph, inputs, outputs), scale, "", bias, domain=MICROSOFT)
 
 
 def product_blocks(rows: int, width: int, *, int8: bool) -> int:
@@ -89,17 +103,12 @@ class AttentionSize:
 
 
 def attention(size: AttentionSize, *, blockwise: bool) -> bytes:
-    """One attention: ONNX's operator (float32 bundles) or ONNX Runtime's blockwise one (all others)."""
+    """One attention by itself."""
     graph = GraphBytes()
     width = size.heads * size.head_channels
-    inputs = [
-        graph.input(name, (1, rows, width)) for name, rows in (("q", size.queries), ("k", size.keys), ("v", size.keys))
-    ]
-    if blockwise:
-        x = graph.node("MultiHeadAttention", *inputs, domain=MICROSOFT, num_heads=size.heads)
-    else:
-        x = graph.node("Attention", *inputs, q_num_heads=size.heads, kv_num_heads=size.heads)
-    graph.output(x, (1, size.queries, width))
+    rows = {"q": size.queries, "k": size.keys, "v": size.keys}
+    q, k, v = (graph.input(name, (1, count, width)) for name, count in rows.items())
+    graph.output(attend(graph, q, k, v, size.heads, blockwise=blockwise), (1, size.queries, width))
     return graph.model()
 
 
@@ -112,11 +121,11 @@ def block_rest(tokens: int, width: int, head_channels: int) -> bytes:
     )
     hidden = graph.input("hidden", (tokens, SPREAD * width))
     angles = [graph.input(name, (1, tokens, head_channels // 2)) for name in ("cosines", "sines")]
-    shift, scale, gate, shift_2, scale_2, gate_2 = _vectors(graph, time, width)
+    shift, scale, gate, shift_2, scale_2, gate_2 = modulation(graph, time, width)
     batch = graph.integers(1, tokens, width)
 
     def vector() -> str:
-        return graph.constant(_random(width))
+        return weight(graph, width)
 
     ends = [graph.node("LayerNormalization", stream, scale, shift, axis=-1)]
     for x in (queries, keys):
@@ -135,16 +144,23 @@ def block_rest(tokens: int, width: int, head_channels: int) -> bytes:
     return graph.model()
 
 
-def _vectors(graph: GraphBytes, time: str, width: int) -> list[str]:
-    """A block's modulation: its table and the timestep's vectors, one plus each scale."""
-    table = graph.constant(_random(1, VECTORS, width))
-    flat = graph.node("Reshape", graph.node("Add", table, time), graph.integers(VECTORS * width))
-    ends = [graph.integers(i * width) for i in range(VECTORS + 1)]
-    vectors = [graph.node("Slice", flat, ends[i], ends[i + 1]) for i in range(VECTORS)]
+def modulation(graph: GraphBytes, time: str, width: int, count: int = VECTORS) -> list[str]:
+    """Vectors of a block: its table and the timestep's, shift before scale before gate; one plus each scale."""
+    table = weight(graph, 1, count, width)
+    flat = graph.node("Reshape", graph.node("Add", table, time), graph.integers(count * width))
+    ends = [graph.integers(i * width) for i in range(count + 1)]
+    vectors = [graph.node("Slice", flat, ends[i], ends[i + 1]) for i in range(count)]
     one = graph.constant(np.array(1.0, np.float32))
-    for i in (1, 4):
+    for i in range(1, count, 3):
         vectors[i] = graph.node("Add", vectors[i], one)
     return vectors
+
+
+def attend(graph: GraphBytes, q: str, k: str, v: str, heads: int, *, blockwise: bool) -> str:
+    """An attention: ONNX's operator (float32 bundles) or ONNX Runtime's blockwise one (all others)."""
+    if blockwise:
+        return graph.node("MultiHeadAttention", q, k, v, domain=MICROSOFT, num_heads=heads)
+    return graph.node("Attention", q, k, v, q_num_heads=heads, kv_num_heads=heads)
 
 
 @dataclass(frozen=True)
@@ -165,9 +181,9 @@ def convolution(size: Map) -> bytes:
     """A causal 3x3x3 convolution whose cached frames are in front already."""
     graph = GraphBytes()
     x = graph.input("x", (1, size.channels, size.frames + 2, size.side, size.side))
-    weight = graph.constant(_random(size.channels, size.channels, 3, 3, 3) * np.float32(0.1))
+    kernel = weight(graph, size.channels, size.channels, 3, 3, 3, scale=0.1)
     bias = graph.constant(np.zeros(size.channels, np.float32))
-    x = graph.node("Conv", x, weight, bias, kernel_shape=(3, 3, 3), pads=(0, 1, 1, 0, 1, 1))
+    x = graph.node("Conv", x, kernel, bias, kernel_shape=(3, 3, 3), pads=(0, 1, 1, 0, 1, 1))
     graph.output(x, (1, size.channels, size.frames, size.side, size.side))
     return graph.model()
 

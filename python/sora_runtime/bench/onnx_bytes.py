@@ -70,6 +70,11 @@ class GraphBytes:
         self._ends: list[bytes] = []
         self._count = 0
 
+    @property
+    def count(self) -> int:
+        """Values that have got a name."""
+        return self._count
+
     def input(self, name: str, shape: Sequence[int], dtype: str = "float32") -> str:
         """A value that the caller gives."""
         self._ends.append(_value_info(11, name, shape, dtype))

@@ -48,6 +48,9 @@ def _tables(profile: Profile, file: Path) -> Iterator[RenderableType]:
 
 def _about(profile: Profile, file: Path) -> Iterator[tuple[str, str]]:
     yield "machine", f"{profile.machine.cpu}, {profile.machine.cores} cores, {profile.num_threads} threads"
+    for precision, table in profile.in_network.items():
+        narrow, wide = table.values[0], table.values[-1]
+        yield f"in {precision} networks", f"operators take {narrow:.2f} (narrow) to {wide:.2f} (wide) times as long"
     yield "profile", f"{file} ({profile.seconds:.0f} s)"
     others = profile.others
     if others is not None and others > 0.05:

@@ -90,6 +90,11 @@ class _Machine:
             return 0.0
         return elements / self.profile.tables["rest.transformer"].at(elements=elements / max(layers, 1))
 
+    def in_network(self, alone: Seconds, elements: float) -> Seconds:
+        """What operators take in a network's midst, from what they take alone."""
+        factor = self.profile.slower_in_network(self.precision, elements)
+        return {name: value * factor for name, value in alone.items()}
+
 
 def transformer_seconds(networks: Networks, sizes: Sizes, profile: Profile, precision: str) -> Seconds:
     """One evaluation of the transformer by operator class."""
@@ -110,7 +115,7 @@ def transformer_seconds(networks: Networks, sizes: Sizes, profile: Profile, prec
             queries, keys = _lengths(term.of, sizes, networks.text_tokens)
             seconds["attention"] += machine.attention(flops, queries, keys, networks.head_channels)
     seconds["elementwise"] = machine.rest(work.elements(sizes)["elementwise"], work.layers)
-    return seconds
+    return machine.in_network(seconds, sizes.tokens * networks.width)
 
 
 def _lengths(of: tuple[Size, ...], sizes: Sizes, text_tokens: int) -> tuple[float, float]:
@@ -179,11 +184,12 @@ def conditioner_seconds(work: ComponentWork, sizes: Sizes, profile: Profile, pre
     flops, elements = work.flops(sizes), work.elements(sizes)
     rows = max(flops["linear"] / 2.0 / max(work.read, 1.0), 1.0)
     width = flops["linear"] / max(elements["linear"], 1.0)
-    return {
+    seconds = {
         "linear": machine.product(flops["linear"], rows, width),
         "attention": machine.attention(flops["attention"], rows, rows, 64.0, "fp32") if flops["attention"] else 0.0,
         "elementwise": machine.rest(elements["elementwise"], work.layers),
     }
+    return machine.in_network(seconds, rows * width)
 
 
 def machine_seconds(networks: Networks, run: Run, setting: Setting, profile: Profile) -> dict[str, Seconds]:

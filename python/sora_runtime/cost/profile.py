@@ -19,7 +19,7 @@ from sora_runtime.cost.rates import Fit
 from sora_runtime.errors import InvalidRequest, OutputError
 from sora_runtime.machine import Machine, this_machine
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # Relative errors of predictions from a profile. benchmarks/calibrated.py found 3% to 13% for wide networks and up to
 # 40% for small clips on shared cores; they are to be narrowed by a record from a quiet machine.
 ROW_SPREAD, SOURCE_SPREAD, PARAMETER_SPREAD = 0.18, 0.12, 0.03
@@ -81,6 +81,19 @@ class Profile:
     disturbed: int  # entries of the tables of which no repeat was free of other programs
     tables: Mapping[str, Table]
     constants: Mapping[str, float]  # seconds
+    # By precision: the factor by which operators take longer in a transformer's midst, where each finds the caches full
+    # of the others' data, than alone; by elements of the residual stream.
+    in_network: Mapping[str, Table]
+
+    def slower_in_network(self, precision: str, elements: float) -> float:
+        """How many times longer operators take in a transformer than alone.
+
+        Args:
+            precision: fp32 or int8.
+            elements: of the residual stream, rows times width.
+        """
+        table = self.in_network.get(precision)
+        return 1.0 if table is None else table.at(elements=elements)
 
     @property
     def elsewhere(self) -> str | None:
@@ -182,12 +195,15 @@ def load_profile(path: str | os.PathLike[str] | None = None) -> Profile:
 
 
 def _profile(record: Mapping[str, Any]) -> Profile:
-    tables = {
-        name: Table(
-            table["unit"], {axis: tuple(points) for axis, points in table["axes"].items()}, tuple(table["values"])
-        )
-        for name, table in record["tables"].items()
-    }
+    tables, in_network = (
+        {
+            name: Table(
+                table["unit"], {axis: tuple(points) for axis, points in table["axes"].items()}, tuple(table["values"])
+            )
+            for name, table in record[kind].items()
+        }
+        for kind in ("tables", "in_network")
+    )
     missing = sorted(set(TABLES) - set(tables)) + sorted(set(CONSTANTS) - set(record["constants"]))
     if missing:
         raise ValueError(f"without {missing[0]}")
@@ -201,6 +217,7 @@ def _profile(record: Mapping[str, Any]) -> Profile:
         disturbed=record["disturbed"],
         tables=tables,
         constants=record["constants"],
+        in_network=in_network,
     )
 
 
