@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= a red circle moving left on a navy background
-CPP := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+CPP := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python export -type f -not -name '*.pyc')
 CTEST_PRESETS := asan tsan
 

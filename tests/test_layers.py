@@ -48,7 +48,7 @@ STRANGERS = [("engines", "sampling")]
 
 PYTHON = sorted((ROOT / "python/sora_runtime").rglob("*.py"))
 EXPORT = sorted((ROOT / "export/sora_export").rglob("*.py"))
-INCLUDES = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".cpp", ".inl"})
+INCLUDES = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".cpp", ".inl", ".cu", ".cuh"})
 
 
 def module_of(path: Path) -> str:

@@ -13,4 +13,7 @@ PYBIND11_MODULE(_core, module) {
   sora::bindings::bind_frames(module);
   sora::bindings::bind_embedding_cache(module);
   sora::bindings::bind_sampler(module);
+#if defined(SORA_HAS_CUDA)
+  sora::bindings::bind_cuda(module);
+#endif
 }

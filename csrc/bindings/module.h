@@ -14,5 +14,6 @@ void bind_noise(py::module_& module);
 void bind_frames(py::module_& module);
 void bind_embedding_cache(py::module_& module);
 void bind_sampler(py::module_& module);
+void bind_cuda(py::module_& module);  // where the CUDA kernels are built
 
 }  // namespace sora::bindings

@@ -1,37 +1,16 @@
 // Binds the sampler: numpy buffers in, the loop with the GIL released.
-#include "sampler/sampler.h"
-
 #include <pybind11/stl.h>
 
 #include <array>
 #include <memory>
 #include <string>
 
-#include "bindings/module.h"
 #include "bindings/noise_generator.h"
-#include "core/error.h"
+#include "bindings/sampler_parts.h"
 
 namespace sora::bindings {
 
 namespace {
-
-class CancelToken {
- public:
-  void cancel() { flag_.store(true, std::memory_order_relaxed); }
-  bool cancelled() const { return flag_.load(std::memory_order_relaxed); }
-  const std::atomic<bool>* flag() const { return &flag_; }
-
- private:
-  std::atomic<bool> flag_{false};
-};
-
-core::DType dtype_from(const std::string& name) {
-  if (name == "float32") return core::DType::kFloat32;
-  if (name == "float16") return core::DType::kFloat16;
-  if (name == "bfloat16") return core::DType::kBFloat16;
-  throw std::invalid_argument("dtype = '" + name +
-                              "' is not one the sampler casts to; use float32, float16 or bfloat16");
-}
 
 // The memory of a C-contiguous array of n elements of `dtype` (bfloat16 as 2-byte items).
 void* buffer_of(const py::array& array, const char* name, std::int64_t n, core::DType dtype, bool writes) {
@@ -40,15 +19,6 @@ void* buffer_of(const py::array& array, const char* name, std::int64_t n, core::
   core::require(fits, std::string(name) + " must be a C-contiguous" + (writes ? ", writable" : "") +
                           " array with as many elements as the latents, in the stated dtype");
   return const_cast<void*>(array.data());
-}
-
-sampler::Program program_from(const py::array_t<sampler::Row>& rows) {
-  core::require(rows.ndim() == 1, "rows must be one-dimensional");
-  const auto view = rows.unchecked<1>();
-  std::vector<sampler::Row> copy;
-  copy.reserve(static_cast<std::size_t>(rows.size()));
-  for (py::ssize_t i = 0; i < rows.size(); ++i) copy.push_back(view(i));
-  return sampler::Program(std::move(copy));
 }
 
 // Keeps the arrays alive that the sampler points into.
@@ -87,24 +57,23 @@ std::unique_ptr<BoundSampler> make_sampler(const py::array_t<sampler::Row>& rows
 
 sampler::RunStatistics run(BoundSampler& bound, const py::function& denoiser, NoiseGenerator* noise,
                            const py::object& on_step, const CancelToken* cancel) {
-  // The GIL is taken back for each call of Python only; between calls other Python threads run.
-  const sampler::Denoiser call = [&denoiser](const sampler::DenoiserCall& c) {
-    const py::gil_scoped_acquire acquire;
-    denoiser(c.row, c.engine, c.timestep, c.unconditional);
-  };
   const sampler::NoiseSource draw = [noise](float* out, std::int64_t n) {
     core::require(noise != nullptr, "the program adds noise and no generator was given; pass `noise`");
     noise->fill(out, n);
   };
-  sampler::OnStep report;
-  if (!on_step.is_none()) {
-    report = [&on_step](std::int64_t rows_done) {
-      const py::gil_scoped_acquire acquire;
-      on_step(rows_done);
-    };
-  }
-  const py::gil_scoped_release release;
-  return bound.sampler->run(call, draw, report, cancel == nullptr ? nullptr : cancel->flag());
+  return run_sampler(*bound.sampler, denoiser, draw, on_step, cancel);
+}
+
+py::dict memory(const py::array_t<sampler::Row>& rows, std::int64_t n, const sampler::StepReuse& reuse,
+                const sampler::GuidanceRule& guidance) {
+  const sampler::SamplerMemory found = sampler::memory_of(program_from(rows), n, reuse, guidance);
+  const auto floats = [n](int buffers) { return buffers * n * static_cast<std::int64_t>(sizeof(float)); };
+  py::dict bytes;
+  bytes["history"] = floats(found.history);
+  bytes["reused outputs"] = floats(found.conditional + found.difference + found.anchor);
+  bytes["running difference"] = floats(found.momentum);
+  bytes["noise"] = floats(found.noise);
+  return bytes;
 }
 
 sampler::StepReuse make_reuse(const std::string& criterion, double threshold, std::int64_t first, std::int64_t last,
@@ -189,6 +158,10 @@ void bind_sampler(py::module_& module) {
            py::arg("cancel") = nullptr,
            "Run all rows. denoiser(row, engine, timestep, unconditional) reads the model input and fills the\n"
            "branch's output buffer; on_step(rows_done) follows each row. Raises CancelledError between rows.");
+
+  module.def("sampler_memory", &memory, py::arg("rows"), py::kw_only(), py::arg("n"),
+             py::arg("reuse") = sampler::StepReuse{}, py::arg("guidance") = sampler::GuidanceRule{},
+             "Bytes that a sampler keeps beside the caller's buffers, by kind, for a program over n latents.");
 }
 
 }  // namespace sora::bindings

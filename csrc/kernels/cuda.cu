@@ -242,7 +242,7 @@ void frames_to_rgb8(const void* frames, core::DType dtype, std::uint8_t* rgb8, s
 void frames_to_nv12(const void* frames, core::DType dtype, std::int64_t num_frames, std::int64_t height,
                     std::int64_t width, const Nv12& to, Stream stream) {
   const std::int64_t plane = height * width;
-  map(ToNv12{frames, dtype, num_frames * plane, height, width, to}, num_frames * plane / 4, false, stream);
+  map_by<1>(ToNv12{frames, dtype, num_frames * plane, height, width, to}, num_frames * plane / 4, stream);
 }
 
 void denormalise(const float* latents, std::int64_t channels, std::int64_t n, const float* mean, const float* std,
@@ -251,7 +251,7 @@ void denormalise(const float* latents, std::int64_t channels, std::int64_t n, co
 }
 
 void blend(const float* before, float* after, const Seam& seam, Stream stream) {
-  map(BlendSeam{before, after, seam}, seam.outer * seam.shared * seam.inner, false, stream);
+  map_by<1>(BlendSeam{before, after, seam}, seam.outer * seam.shared * seam.inner, stream);
 }
 
 }  // namespace sora::kernels::cuda

@@ -53,13 +53,21 @@ __global__ void __launch_bounds__(kThreads) map_kernel(Functor functor, std::int
   if (i < n) functor.template run<1>(i);
 }
 
+template <int kWidth, class Functor>
+void map_by(const Functor& functor, std::int64_t n, Stream stream) {
+  if (n == 0) return;
+  const std::int64_t blocks = std::min((n / kWidth + kThreads) / kThreads, kMaxBlocks);
+  launch(&map_kernel<kWidth, Functor>, blocks, kThreads, stream, functor, n);
+}
+
 // Runs a functor over n elements; by vectors where `vectorised`.
 template <class Functor>
 void map(const Functor& functor, std::int64_t n, bool vectorised, Stream stream) {
-  if (n == 0) return;
-  const int width = vectorised ? kVector : 1;
-  const std::int64_t blocks = std::min((n / width + kThreads) / kThreads, kMaxBlocks);
-  launch(vectorised ? &map_kernel<kVector, Functor> : &map_kernel<1, Functor>, blocks, kThreads, stream, functor, n);
+  if (vectorised) {
+    map_by<kVector>(functor, n, stream);
+  } else {
+    map_by<1>(functor, n, stream);
+  }
 }
 
 // values[first] of each group of 2 * width neighbours becomes their sum by a binary tree, as the CPU folds its lanes.

@@ -109,3 +109,88 @@ class Sampler:
         on_step: Callable[[int], object] | None = None,
         cancel: CancelToken | None = None,
     ) -> RunStatistics: ...
+
+def sampler_memory(
+    rows: NDArray[np.void], *, n: int, reuse: StepReuse = ..., guidance: GuidanceRule = ...
+) -> dict[str, int]: ...
+
+class _CudaBuffers:
+    def __init__(
+        self,
+        *,
+        n: int,
+        latents: int,
+        conditional: int,
+        model_input: int = 0,
+        unconditional: int = 0,
+        input_dtype: str = "float32",
+        output_dtype: str = "float32",
+    ) -> None: ...
+
+class _CudaSampler:
+    def __init__(
+        self,
+        rows: NDArray[np.void],
+        buffers: _CudaBuffers,
+        *,
+        workspace: int,
+        workspace_bytes: int,
+        stream: int,
+        reuse: StepReuse = ...,
+        guidance: GuidanceRule = ...,
+    ) -> None: ...
+    @property
+    def tables(self) -> bytes: ...
+    def run(
+        self,
+        denoiser: Callable[[int, int, float, bool], object],
+        *,
+        noise: Callable[[int, int], object] | None = None,
+        on_step: Callable[[int], object] | None = None,
+        cancel: CancelToken | None = None,
+    ) -> RunStatistics: ...
+
+class cuda:  # noqa: N801 - a submodule; there only where the kernels were built for CUDA
+    Buffers = _CudaBuffers
+    Sampler = _CudaSampler
+    @staticmethod
+    def workspace_bytes(
+        rows: NDArray[np.void], *, n: int, reuse: StepReuse = ..., guidance: GuidanceRule = ...
+    ) -> int: ...
+    @staticmethod
+    def frames_to_rgb8(
+        frames: int, rgb8: int, *, num_frames: int, plane: int, dtype: str = "float32", stream: int
+    ) -> None: ...
+    @staticmethod
+    def frames_to_nv12(
+        frames: int,
+        pictures: int,
+        *,
+        shape: tuple[int, int, int],
+        pitch: int,
+        picture_bytes: int,
+        dtype: str = "float32",
+        stream: int,
+    ) -> None: ...
+    @staticmethod
+    def denormalise(
+        latents: int,
+        decoded: int,
+        *,
+        channels: int,
+        n: int,
+        mean: int,
+        std: int,
+        dtype: str = "float32",
+        stream: int,
+    ) -> None: ...
+    @staticmethod
+    def blend(
+        before: int,
+        after: int,
+        *,
+        shape: tuple[int, int, int],
+        before_stride: int,
+        after_stride: int,
+        stream: int,
+    ) -> None: ...
