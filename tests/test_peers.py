@@ -77,6 +77,23 @@ def test_every_peer_computes_the_same_forward(model: str, tmp_path: Path) -> Non
         assert np.linalg.norm(output - truth) <= allowed * np.linalg.norm(truth), peer
 
 
+def test_peers_in_bf16_compute_the_same_more_coarsely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.peers import torch_peers
+
+    place = Place(tmp_path, threads=1)
+    make_checkpoint(TRANSFORMERS["wan-tiny"], place.checkpoint("wan-tiny"))
+    job = place.job("diffusers-bf16", "wan-tiny")
+    truth, coarse = adapter_of("diffusers"), adapter_of("diffusers-bf16")
+    for adapter in (truth, coarse):
+        adapter.load(job)
+    exact, rounded = truth.forward().copy(), coarse.forward()
+    error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < 0.05
+    monkeypatch.setattr(torch_peers.Path, "read_text", lambda _: "flags : avx2")
+    with pytest.raises(Refused, match="no instructions for products of bfloat16"):
+        coarse.prepare(job)
+
+
 def test_a_process_answers_and_tells_its_peak_memory(tmp_path: Path) -> None:
     job = Job("wan-pocket", str(find_bundle("wan-pocket")), str(tmp_path), threads=1)
     with Process("ours", job) as process:

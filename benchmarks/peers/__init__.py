@@ -18,11 +18,12 @@ exporting, converting, quantising, compiling ahead of time, writing files, scori
 process at its end: resident pages, those of mapped weight files included.
 
 What is equal: weights, noise (torch's, from the seed), schedule, guidance, number of evaluations, float32 unless a row
-says int8. What is not: diffusers encodes the negative prompt for every clip, this runtime once; wan-pocket's pipeline
-gives each token a timestep, this project's graph one to all, as text to video needs no more. OpenVINO is told to
-compute in float32. torch.compile gets the transformer, whole, and not the VAE. The 30-layer model's processes are too
-big to live side by side: this runtime's int8 stays, every other one comes for alternating rounds with it (A B A B) and
-goes.
+says int8 or bf16. What is not: diffusers encodes the negative prompt for every clip, this runtime once; wan-pocket's
+pipeline gives each token a timestep, this project's graph one to all, as text to video needs no more. OpenVINO is told
+to compute in float32 unless the row says otherwise (by itself it takes bf16 where the processor has it). torch.compile
+gets the transformer, whole, and not the VAE. Rows in bf16 are of transformers alone, where the processor multiplies it.
+The 30-layer model's processes are too big to live side by side: this runtime's int8 stays, every other one comes for
+alternating rounds with it (A B A B) and goes.
 
 Quality is in the same row: the relative L2 of the latents and the PSNR of the frames against diffusers eager float32
 from the same noise, and for wan-pocket what detectors see in the frames.

@@ -104,7 +104,7 @@ class Case:
 
 def settings_of_peers(options: Options) -> list[Setting]:
     """Every peer at equal work, the reference first."""
-    names = [REFERENCE, *(name for name in options.peers if name != REFERENCE)]
+    names = [REFERENCE, *(name for name in options.peers if name != REFERENCE and PEERS[name].clips)]
     return [Setting(name, PEERS[name].label, name, options.steps) for name in names]
 
 

@@ -66,7 +66,7 @@ class Start:
 
 def measure_cold(options: Options, place: Place, say: Say) -> dict[str, Any]:
     """Every peer once a round; one start before that brings its files into the page cache and fills disk caches."""
-    starts = [Start(name, PEERS[name].label, name, place.job(name)) for name in options.peers]
+    starts = [Start(name, PEERS[name].label, name, place.job(name)) for name in options.peers if PEERS[name].clips]
     if "ours" in options.peers:
         job = place.job("ours", embedding_cache_dir=str(place.root / "embeddings"))
         starts.append(Start(CACHED, "this runtime, fp32, prompt in the cache on disk", "ours", job))

@@ -20,11 +20,12 @@ class FromTorch(InDiffusersLoop):
     Args:
         int8: the transformer's linears get 8-bit weights, and activations are quantised as they come in groups of 64;
             otherwise everything is float32.
+        bf16: computes in bfloat16 as OpenVINO does by itself where the processor has it; transformers alone.
     """
 
-    def __init__(self, int8: bool = False) -> None:
+    def __init__(self, int8: bool = False, bf16: bool = False) -> None:
         super().__init__()
-        self._int8 = int8
+        self._int8, self._bf16 = int8, bf16
 
     def prepare(self, job: Job) -> None:
         """Convert, unless an earlier part has."""
@@ -33,7 +34,10 @@ class FromTorch(InDiffusersLoop):
 
         from benchmarks.int8_forward import make_linears_int8
         from benchmarks.peers.exports import exports
+        from benchmarks.peers.torch_peers import insist_on_bf16
 
+        if self._bf16:
+            insist_on_bf16()
         for export in exports(job):
             if export.file(job, ".xml").exists():
                 continue
@@ -57,7 +61,7 @@ class FromTorch(InDiffusersLoop):
 
     def _compiled(self, job: Job, name: str) -> Network:
         group = 64 if self._int8 and name == "transformer" else None
-        return compiled(job.file(f"{name}.xml"), job.threads, group)
+        return compiled(job.file(f"{name}.xml"), job.threads, group, bf16=self._bf16)
 
 
 def _use_plain_nearest(module: Any) -> None:
@@ -123,19 +127,20 @@ def _chunked_decoder(bundle: Any, threads: int) -> Network:
     return decode
 
 
-def compiled(graph: Path, threads: int, group: int | None = None) -> Network:
-    """A graph as a function of its inputs in their order, in float32 whatever the CPU could do.
+def compiled(graph: Path, threads: int, group: int | None = None, *, bf16: bool = False) -> Network:
+    """A graph as a function of its inputs in their order.
 
     Args:
         graph: an .xml or .onnx file.
         threads: of an evaluation.
         group: activations that share a scale where the weights are int8; None leaves them in float32.
+        bf16: otherwise float32, whatever the CPU could do.
     """
     import openvino
 
     settings: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
         "PERFORMANCE_HINT": "LATENCY",
     }
     if group is not None:

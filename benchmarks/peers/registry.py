@@ -19,12 +19,20 @@ class Peer:
     adapter: str
     arguments: dict[str, Any] = field(default_factory=dict)
     ours: bool = False
+    clips: bool = True  # makes clips, and does not only evaluate transformers
 
 
 PEERS = {
     "diffusers": Peer("diffusers eager, fp32", "torch_peers", "TorchPeer"),
     "compile": Peer("diffusers with torch.compile, fp32", "torch_peers", "TorchPeer", {"compiled": True}),
+    "diffusers-bf16": Peer("diffusers eager, bf16", "torch_peers", "TorchPeer", {"bf16": True}, clips=False),
+    "compile-bf16": Peer(
+        "diffusers with torch.compile, bf16", "torch_peers", "TorchPeer", {"compiled": True, "bf16": True}, clips=False
+    ),
     "openvino-torch": Peer("OpenVINO, converted from torch, fp32", "openvino_peers", "FromTorch"),
+    "openvino-bf16": Peer(
+        "OpenVINO, converted from torch, bf16", "openvino_peers", "FromTorch", {"bf16": True}, clips=False
+    ),
     "openvino-int8": Peer("OpenVINO, converted from torch, int8", "openvino_peers", "FromTorch", {"int8": True}),
     "openvino-graph": Peer("OpenVINO, this project's graphs, fp32", "openvino_peers", "FromGraphs"),
     "onnxruntime": Peer("ONNX Runtime, plain export, fp32", "onnxruntime_peer", "PlainExport"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers.jobs import Ask, Drawn, FirstFrame, Job
+from benchmarks.peers.jobs import Ask, Drawn, FirstFrame, Job, Refused
 from benchmarks.peers.models import CLIPS, TRANSFORMERS, Transformer
 
 
@@ -17,16 +18,19 @@ class TorchPeer:
     Args:
         compiled: torch.compile of the transformer, whole, as diffusers' guides have it; otherwise eager. The VAE is
             eager in both: its feature caches change their number and shape from chunk to chunk.
+        bf16: weights and activations, but for what diffusers keeps in float32; transformers alone.
     """
 
-    def __init__(self, compiled: bool = False) -> None:
-        self._compiled = compiled
+    def __init__(self, compiled: bool = False, bf16: bool = False) -> None:
+        self._compiled, self._bf16 = compiled, bf16
         self._pipeline: Any = None
         self._call: Any = None
         self._inputs: list[Any] = []
 
     def prepare(self, job: Job) -> None:
         """Compiled: fills torch's cache of kernels on disk, as a server's first start does."""
+        if self._bf16:
+            insist_on_bf16()
         if not self._compiled:
             return
         self.load(job)
@@ -48,8 +52,12 @@ class TorchPeer:
                 self._pipeline.transformer = torch.compile(self._pipeline.transformer)
             return
         model = TRANSFORMERS[job.model]
-        module = torch_module(model, job)
-        self._inputs = [torch.from_numpy(array) for array in model.inputs().values()]
+        dtype = torch.bfloat16 if self._bf16 else torch.float32
+        module = torch_module(model, job, dtype)
+        self._inputs = [
+            torch.from_numpy(array) if name == "timestep" else torch.from_numpy(array).to(dtype)
+            for name, array in model.inputs().items()
+        ]
         self._call = torch.compile(module) if self._compiled else module
 
     def run(self, ask: Ask, first_frame: FirstFrame) -> Drawn:
@@ -63,15 +71,27 @@ class TorchPeer:
         import torch
 
         with torch.inference_mode():
-            output: NDArray[np.float32] = self._call(*self._inputs).numpy()
+            output: NDArray[np.float32] = self._call(*self._inputs).float().numpy()
         return output
 
 
-def torch_module(model: Transformer, job: Job) -> Any:
-    """The transformer of a checkpoint, called with the arrays of `Transformer.inputs` in their order."""
+def insist_on_bf16() -> None:
+    """Raises `Refused` where bfloat16 products are emulated, many times slower than float32's."""
+    if not {"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text().split()):
+        raise Refused("this processor has no instructions for products of bfloat16")
+
+
+def torch_module(model: Transformer, job: Job, dtype: Any = None) -> Any:
+    """The transformer of a checkpoint, called with the arrays of `Transformer.inputs` in their order.
+
+    Args:
+        model: which.
+        job: where its checkpoint lies.
+        dtype: of weights, but for those that diffusers keeps in float32; None is float32.
+    """
     import torch
 
-    loaded = model.diffusers_class().from_pretrained(job.checkpoint).eval()
+    loaded = model.diffusers_class().from_pretrained(job.checkpoint, torch_dtype=dtype or torch.float32).eval()
     frames, height, width = model.latents
 
     class Wan(torch.nn.Module):
