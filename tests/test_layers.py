@@ -20,7 +20,7 @@ CSRC = {
 # The rank of each module or package of sora_runtime; it may import lower ranks and its own.
 RANKS = [
     {"errors", "_core"},
-    {"geometry", "machine", "output", "verify"},
+    {"arena", "geometry", "machine", "output", "verify"},
     {"background", "batch_record", "forecast", "turns"},
     {"budget_record", "manifest", "presets", "receipt", "reuse_record"},
     {"bundle", "pixels"},

@@ -20,16 +20,36 @@ if TYPE_CHECKING:
 _TASKS = {"t2v": "from a prompt", "i2v": "from a picture and a prompt"}
 
 
-def inspect(
-    bundle: Annotated[str, typer.Argument(help="A bundle folder or a shipped bundle's name.", metavar="BUNDLE")],
+def inspect(  # noqa: PLR0917  (each option of the command is a parameter)
+    bundle: Annotated[
+        str | None,
+        typer.Argument(
+            help="A bundle folder or a shipped bundle's name; with --memory also a model's.", metavar="BUNDLE"
+        ),
+    ] = None,
     graph: Annotated[str | None, typer.Option(help="Show one graph's operators.", metavar="NAME")] = None,
     graphs: Annotated[bool, typer.Option("--graphs", help="Show every graph's operators.", metavar="")] = False,
+    memory: Annotated[
+        bool,
+        typer.Option("--memory", help="Show what lies in a GPU's memory; without BUNDLE of known models.", metavar=""),
+    ] = False,
+    size: Annotated[str | None, typer.Option(help="With --memory: of the clip.", metavar="WxH")] = None,
+    frames: Annotated[int | None, typer.Option(help="With --memory: of the clip.", metavar="N")] = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON, with all of that.", metavar="")] = False,
     verify: Annotated[VerifyBundle, typer.Option(help="When to hash the bundle's files.")] = VerifyBundle.once,
 ) -> None:
     """Show the shapes, graphs, weights and parity of BUNDLE; fails if a file is damaged."""
     from sora_runtime.bundle import Bundle
+    from sora_runtime.errors import InvalidRequest
 
+    if memory:
+        from sora_runtime.cli import memory_tables
+
+        memory_tables.show(bundle, size, frames, json=json)
+        return
+    if bundle is None or size is not None or frames is not None:
+        what = "there is no BUNDLE" if bundle is None else "--size and --frames are of a plan of memory"
+        raise InvalidRequest(f"{what}; name one, or add --memory")
     loaded = Bundle.load(bundle, verify=verify.value)
     if graph is not None:
         _check_name(loaded, graph)

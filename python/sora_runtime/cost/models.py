@@ -69,6 +69,7 @@ class Model:
     masked: bool  # its attention takes a mask
     sparse: str  # the sparse attention that its release runs with, if any
     text_tokens: int
+    text_width: int  # of the embeddings that the transformer is given
     vae: Autoencoder | None  # None: a class whose work is not known
     tiling: tuple[float, float]  # work and peak of a tiled decode against a whole one; (1, 1): not tiled
     chunk: tuple[int, int] | None  # frames and latent frames of a chunk, where lengths are no k n + 1
@@ -254,6 +255,7 @@ def _model(card: Mapping[str, Any], origin: str) -> Model:
         sparse=network.get("sparse", ""),
         masked=network.get("masked", False),
         text_tokens=network["text_tokens"],
+        text_width=_text_width(config),
         vae=autoencoder,
         tiling=(vae.get("tiled_work", 1.0), vae.get("tiled_peak", 1.0)),
         chunk=tuple(geometry["chunk"]) if "chunk" in geometry else None,
@@ -291,6 +293,13 @@ def _width(config: Mapping[str, Any]) -> int:
         if name in config:
             return int(config[name])
     return int(config.get("num_attention_heads", 40)) * int(config.get("attention_head_dim", 128))
+
+
+def _text_width(config: Mapping[str, Any]) -> int:
+    for name in ("caption_channels", "text_dim", "text_embed_dim", "in_text_dim", "cross_attention_dim"):
+        if config.get(name):
+            return int(config[name])
+    return _width(config)
 
 
 def _known(kind: str, name: str, origin: str) -> Callable[..., Any]:
