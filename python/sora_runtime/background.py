@@ -46,10 +46,12 @@ class Background(Generic[Item]):
     ) -> None:
         self._dropped = kind is not None
         interrupted: BaseException | None = None
-        while not self._ended.is_set():
+        ended = False
+        while not ended:
             try:
                 self._offer(None)
                 self._ended.wait()
+                ended = True
             except KeyboardInterrupt as again:  # what is written to must not be closed under the consumer's hands
                 self._dropped, interrupted = True, again
         if interrupted is not None:

@@ -30,7 +30,7 @@ from .denoise import DenoiseResult
 from .embedding_store import EmbeddingStore
 from .embedding_tiers import EmbeddingTiers
 from .encoders import Encoded, TextEncoders
-from .engines.registry import DEFAULT_ENGINE, check_engine
+from .engines.registry import DEFAULT_ENGINE, engine_for
 from .errors import EngineError, InvalidRequest
 from .foresight import Foresight
 from .machine import available_cores
@@ -66,7 +66,7 @@ class Runtime:
         engine: str = DEFAULT_ENGINE,
         preset: str | None = None,
     ) -> None:
-        self.engine = check_engine(engine)
+        self.engine = engine = engine_for(bundle.manifest.engine, engine)
         cores = available_cores()
         most = max(64, 4 * cores)
         if num_threads is not None and not 1 <= num_threads <= most:
@@ -104,7 +104,8 @@ class Runtime:
             verify: `once` hashes a file when first seen, `always` at every load.
             embedding_cache: share one between runtimes; None makes one of 64 MiB.
             embedding_cache_dir: a folder that keeps embeddings between processes; None keeps none.
-            engine: what runs the networks: `onnxruntime`, or `openvino` where it is installed.
+            engine: what runs the networks: `onnxruntime`, or `openvino` where it is installed. A bundle that was built
+                for TensorRT or TensorRT-RTX is run by that.
             preset: of the bundle, for every request that names no other one; where it is for another bundle,
                 that one is opened.
 

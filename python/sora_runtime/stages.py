@@ -14,8 +14,8 @@ from .decode import ChunkDecoder, Decoder
 from .denoise import Denoiser, DenoiseResult, Embeddings
 from .embedding_tiers import EmbeddingTiers, EncoderUse
 from .engines.engine import Engine
-from .engines.registry import DEFAULT_ENGINE, make_engine
-from .errors import BundleError, Cancelled, EngineError
+from .engines.registry import DEFAULT_ENGINE, GPU_ENGINES, make_engine
+from .errors import BundleError, Cancelled
 from .geometry import Geometry
 from .manifest import ChunkBucket, ChunkedVae, TransformerBucket
 from .request import ResolvedRequest
@@ -25,17 +25,16 @@ from .turns import stop_if_cancelled
 
 
 def open_engine(bundle: Bundle, graph: str, *, num_threads: int, engine: str = DEFAULT_ENGINE) -> Engine:
-    """The engine of a graph that the bundle vouches for, on the library called `engine`.
+    """The engine of a graph that the bundle vouches for, on the library called `engine`, which runs such bundles.
 
     Raises:
         BundleError: the graph or its weights have changed.
         EngineError: the graph cannot be loaded, or is for an engine that is not at hand.
     """
-    if bundle.manifest.engine != "onnxruntime":
-        raise EngineError(
-            f"'{bundle.name}' was built for {bundle.manifest.engine}, which this release cannot run; "
-            "build it with --engine onnxruntime"
-        )
+    if engine in GPU_ENGINES:
+        from .engines.tensorrt import open_tensorrt
+
+        return open_tensorrt(bundle.path(graph), bundle.fingerprint(graph), engine)
     return make_engine(engine, bundle.path(graph), num_threads=num_threads)
 
 

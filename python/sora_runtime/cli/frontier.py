@@ -218,11 +218,13 @@ class _Report:
         print_all([facts(heading), columns(names, rows, numbers=set(names[2:])), facts(ends)])
 
     def _row(self, point: Point) -> tuple[str, ...]:
+        from sora_runtime.cli.tables import amount
+
         outcome = point.outcome
         return (
             " ".join(name for name, chosen in self._chosen.items() if chosen == point),
             str(point.setting),
-            f"{outcome.usd_per_second:.3g}",
+            amount(outcome.usd_per_second),
             f"{outcome.evaluations:.1f}",
             "" if outcome.adherence is None else f"{outcome.adherence:.3f}",
             "same" if outcome.psnr_mean is None else f"{outcome.psnr_mean:.1f}",

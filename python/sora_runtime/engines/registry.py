@@ -12,6 +12,8 @@ DEFAULT_ENGINE = "onnxruntime"
 _CLASSES = {"onnxruntime": "OnnxRuntimeEngine", "openvino": "OpenVinoEngine"}
 ENGINES = tuple(_CLASSES)
 """Names of the engines that run float32 and int8 graphs on the CPU; the first is what runs unless told."""
+GPU_ENGINES = ("tensorrt", "tensorrt_rtx")
+"""Those that run what was built for them; see `engines.tensorrt`."""
 
 
 def check_engine(name: str) -> str:
@@ -19,6 +21,24 @@ def check_engine(name: str) -> str:
     if name not in _CLASSES:
         raise InvalidRequest(f"engine = {name!r} is unknown; use {' or '.join(ENGINES)}")
     return name
+
+
+def engine_for(built_for: str, wanted: str) -> str:
+    """The engine that runs a bundle.
+
+    Args:
+        built_for: what its graphs were built for.
+        wanted: what the caller asked for, `DEFAULT_ENGINE` where nothing was said.
+
+    Raises:
+        InvalidRequest: there is no such engine, or it does not run such a bundle.
+    """
+    check_engine(wanted)
+    if built_for not in GPU_ENGINES:
+        return wanted
+    if wanted != DEFAULT_ENGINE:
+        raise InvalidRequest(f"engine = {wanted!r} does not run a bundle that was built for {built_for}; leave it out")
+    return built_for
 
 
 def make_engine(name: str, graph: Path, *, num_threads: int) -> Engine:
@@ -39,5 +59,6 @@ def make_engine(name: str, graph: Path, *, num_threads: int) -> Engine:
 
 def engine_version(name: str) -> str:
     """The release of the library that an engine was made with."""
-    library = importlib.import_module(check_engine(name))  # the module of each is called as the engine is
+    # The module of each is called as the engine is.
+    library = importlib.import_module(name if name in GPU_ENGINES else check_engine(name))
     return str(library.__version__).partition("-")[0]

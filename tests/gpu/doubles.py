@@ -1,0 +1,268 @@
+"""Stand-ins for `cuda.core` and TensorRT on the host, which insist on what the real ones demand.
+
+What is put on a stream happens when the stream is waited for, not before: a result that is read too early is seen, and
+memory that is overwritten or given back while the stream may still read it. A plan is the path of an ONNX graph, which
+ONNX Runtime evaluates. `tests/gpu/test_doubles.py` holds every name and argument here against the real libraries.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+
+class Broken(AssertionError):
+    """A contract of the library was broken."""
+
+
+@dataclass
+class Operation:
+    """Something on a stream: what it reads and writes, and what it does."""
+
+    what: str
+    run: Callable[[], None]
+    reads: list[tuple[int, int]]  # address and bytes
+    writes: list[tuple[int, int]]
+    seen: list[bytes] = field(default_factory=list)  # digests of what it reads that the host may change
+
+
+def content(address: int, size: int) -> bytes:
+    return ctypes.string_at(address, size)
+
+
+class Stream:
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+        self.handle = 4096 + len(gpu.streams)
+        self.pending: list[Operation] = []
+        gpu.streams[self.handle] = self
+
+    def put(self, operation: Operation) -> None:
+        for address, size in operation.reads + operation.writes:
+            self.gpu.insist(address, size, operation.what)
+        operation.seen = [
+            hashlib.sha256(content(address, size)).digest()
+            for address, size in operation.reads
+            if self.gpu.is_host(address)
+        ]
+        self.pending.append(operation)
+        self.gpu.log.append(operation.what)
+
+    def sync(self) -> None:
+        self.gpu.log.append("sync")
+        for operation in self.pending:
+            now = [
+                hashlib.sha256(content(address, size)).digest()
+                for address, size in operation.reads
+                if self.gpu.is_host(address)
+            ]
+            if now != operation.seen:
+                raise Broken(f"the host changed what '{operation.what}' was still to read")
+            operation.run()
+        self.pending.clear()
+
+
+class Buffer:
+    def __init__(self, gpu: Gpu, size: int, *, host: bool) -> None:
+        self._gpu, self._host = gpu, host
+        # Nothing may rely on zeros.
+        self._memory = np.full(size + 256, 0xA5, np.uint8)
+        self.handle = self._memory.ctypes.data + -self._memory.ctypes.data % 256
+        self.size = size
+        gpu.buffers.append(self)
+        gpu.log.append(f"allocate {'host' if host else 'device'}")
+
+    @property
+    def host(self) -> bool:
+        return self._host
+
+    def copy_to(self, dst: Buffer | None = None, *, stream: Stream, options: Any = None) -> Buffer:
+        if dst is None or dst.size != self.size:
+            raise Broken(f"a copy of {self.size} bytes into {None if dst is None else dst.size}")
+        source, target, size = self.handle, dst.handle, self.size
+        what = f"copy {'host' if self.host else 'device'} to {'host' if dst.host else 'device'}"
+        stream.put(
+            Operation(what, lambda: ctypes.memmove(target, source, size) and None, [(source, size)], [(target, size)])
+        )
+        return dst
+
+    def close(self, stream: Stream | None = None) -> None:
+        for other in self._gpu.streams.values():
+            used = any(
+                self.handle <= address < self.handle + self.size
+                for operation in other.pending
+                for address, _ in operation.reads + operation.writes
+            )
+            if used and other is not stream:
+                raise Broken("memory is given back while a stream may still use it")
+        self._gpu.closed.append(self)
+        self._gpu.buffers.remove(self)
+
+
+class Gpu:
+    """What the module `cuda.core` is to the code under test, and what happened."""
+
+    def __init__(self, capability: tuple[int, int] = (8, 9)) -> None:
+        self.streams: dict[int, Stream] = {}
+        self.buffers: list[Buffer] = []
+        self.closed: list[Buffer] = []
+        self.log: list[str] = []
+        gpu = self
+
+        class Device:
+            name = "a double"
+            compute_capability = capability
+
+            def __init__(self, device_id: int | None = None) -> None:
+                if device_id:
+                    raise RuntimeError("CUDA_ERROR_INVALID_DEVICE: there is one")
+                self._current = False
+
+            def set_current(self, ctx: Any = None) -> None:
+                self._current = True
+
+            def create_stream(self, obj: Any = None, options: Any = None) -> Stream:
+                assert self._current
+                return Stream(gpu)
+
+            def allocate(self, size: int, *, stream: Stream) -> Buffer:
+                assert self._current and size > 0
+                return Buffer(gpu, size, host=False)
+
+        class LegacyPinnedMemoryResource:
+            def allocate(self, size: int, *, stream: Stream | None = None) -> Buffer:
+                return Buffer(gpu, size, host=True)
+
+        self.Device = Device
+        self.LegacyPinnedMemoryResource = LegacyPinnedMemoryResource
+
+    def find(self, address: int) -> Buffer | None:
+        return next((each for each in self.buffers if each.handle <= address < each.handle + each.size), None)
+
+    def insist(self, address: int, size: int, what: str) -> None:
+        buffer = self.find(address)
+        if buffer is None or address + size > buffer.handle + buffer.size:
+            raise Broken(f"'{what}' reaches memory that is not there")
+
+    def is_host(self, address: int) -> bool:
+        buffer = self.find(address)
+        return buffer is not None and buffer.host
+
+
+SCRATCH = 4096
+_TYPES = {"tensor(float)": ("FLOAT", np.float32), "tensor(int64)": ("INT64", np.int64)}
+
+
+class Context:
+    def __init__(self, engine: CudaEngine) -> None:
+        self._engine = engine
+        self._addresses: dict[str, int] = {}
+        self._scratch: tuple[int, int] | None = None
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self._addresses[name] = memory
+        return name in self._engine.tensors
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        if memory % 256:
+            raise Broken("scratch memory is not aligned to 256 bytes")
+        self._scratch = (memory, size)
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        engine, gpu = self._engine, self._engine.gpu
+        missing = set(engine.tensors) - set(self._addresses)
+        if missing:
+            raise Broken(f"no address was set for {sorted(missing)}")
+        if self._scratch is None or self._scratch[1] < engine.device_memory_size_v2:
+            raise Broken("an engine without its scratch memory was run")
+        if stream_handle not in gpu.streams:
+            raise Broken("an engine was run on no stream")
+        at = {name: (self._addresses[name], engine.bytes_of(name)) for name in engine.tensors}
+        inputs = {name: at[name] for name in engine.inputs}
+        outputs = {name: at[name] for name in engine.outputs}
+        scratch = self._scratch
+
+        def run() -> None:
+            ctypes.memset(scratch[0], 0x5A, scratch[1])  # whoever else keeps something there loses it
+            feeds = {name: engine.array(name, content(*place)) for name, place in inputs.items()}
+            for (_, (address, size)), value in zip(
+                outputs.items(), engine.session.run(list(outputs), feeds), strict=True
+            ):
+                ctypes.memmove(address, np.ascontiguousarray(value).ctypes.data, size)
+
+        gpu.streams[stream_handle].put(
+            Operation("execute", run, list(inputs.values()), [*outputs.values(), self._scratch])
+        )
+        return True
+
+
+class CudaEngine:
+    def __init__(self, gpu: Gpu, graph: Path) -> None:
+        self.gpu = gpu
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 2
+        self.session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        self.inputs = {each.name: each for each in self.session.get_inputs()}
+        self.outputs = {each.name: each for each in self.session.get_outputs()}
+        self.tensors = self.inputs | self.outputs
+        self.device_memory_size_v2 = SCRATCH
+        self.streamable_weights_size = 0
+        self.num_io_tensors = len(self.tensors)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "INPUT" if name in self.inputs else "OUTPUT"
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.tensors[name].shape)
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return SimpleNamespace(name=_TYPES[self.tensors[name].type][0])
+
+    def create_execution_context(self, strategy: str) -> Context:
+        if strategy != "USER_MANAGED":
+            raise Broken("a context took scratch memory of its own")
+        return Context(self)
+
+    def bytes_of(self, name: str) -> int:
+        return int(np.prod(self.tensors[name].shape)) * np.dtype(_TYPES[self.tensors[name].type][1]).itemsize
+
+    def array(self, name: str, data: bytes) -> Any:
+        return np.frombuffer(data, _TYPES[self.tensors[name].type][1]).reshape(self.tensors[name].shape)
+
+
+def tensorrt_double(gpu: Gpu) -> Any:
+    """What the module `tensorrt_rtx` is to the code under test."""
+
+    class Logger:
+        ERROR = 1
+
+        def __init__(self, min_severity: int) -> None:
+            self.min_severity = min_severity
+
+    class Runtime:
+        def __init__(self, logger: Logger) -> None:
+            assert isinstance(logger, Logger)
+
+        def deserialize_cuda_engine(self, serialized_engine: bytes) -> CudaEngine | None:
+            path = Path(serialized_engine.decode())
+            return CudaEngine(gpu, path) if path.is_file() else None
+
+    return SimpleNamespace(
+        __name__="tensorrt_rtx",
+        __version__="1.7.1",
+        Logger=Logger,
+        Runtime=Runtime,
+        TensorIOMode=SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT"),
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="USER_MANAGED"),
+    )
