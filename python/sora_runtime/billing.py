@@ -166,7 +166,7 @@ def _seconds(record: Record) -> Seconds:
         text_encode=record.text.encode_seconds,
         image_encode=None if record.picture is None else record.picture.encode_seconds,
         denoise=record.denoise,
-        per_step=list(record.denoised.statistics.row_seconds),
+        per_step=list(record.denoised.statistics.row_seconds) if record.denoised.timed_by_row else [],
         vae_decode=record.vae_decode,
         encode_mp4=None,
         total=record.total,

@@ -16,7 +16,7 @@ Conditions = Mapping[str, NDArray[np.float32]]
 """The transformer's inputs beside latents and timestep, by name."""
 
 # Inputs that are the same for both branches of guidance: kept once, a picture's may be large.
-_SHARED = ("condition", "image_embeds", "guidance")
+SHARED_CONDITIONS = ("condition", "image_embeds", "guidance")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class DenoiseResult:
     latents: NDArray[np.float32]
     statistics: _core.RunStatistics
     engine_seconds: float
+    timed_by_row: bool = True  # whether the statistics' seconds of rows are what the rows took
 
 
 class Denoiser:
@@ -59,9 +60,9 @@ class Denoiser:
         self._model_input = None if shared else _aligned(self._input)
         self._timestep = inputs["timestep"].zeros()
         conditions = {name: spec for name, spec in inputs.items() if name not in ("hidden_states", "timestep")}
-        self._shared = {name: spec.zeros() for name, spec in conditions.items() if name in _SHARED}
+        self._shared = {name: spec.zeros() for name, spec in conditions.items() if name in SHARED_CONDITIONS}
         self._texts = [
-            {name: spec.zeros() for name, spec in conditions.items() if name not in _SHARED} for _ in range(2)
+            {name: spec.zeros() for name, spec in conditions.items() if name not in SHARED_CONDITIONS} for _ in range(2)
         ]
         self._outputs = [_aligned(self._output) for _ in range(2)]
         self._bindings = self._bind(self._latents if self._model_input is None else self._model_input)
@@ -116,10 +117,10 @@ class Denoiser:
             self._model_input = _aligned(self._input)
             self._bindings = self._bind(self._model_input)
         np.multiply(start, np.float32(program.initial_scale), out=self._latents)
-        _fill(self._shared, embeddings.shared)
-        _fill(self._texts[0], embeddings.conditional)
+        fill(self._shared, embeddings.shared)
+        fill(self._texts[0], embeddings.conditional)
         if embeddings.unconditional is not None:
-            _fill(self._texts[1], embeddings.unconditional)
+            fill(self._texts[1], embeddings.unconditional)
         self._engine_seconds, self._evaluations = 0.0, 0
 
         def evaluate(_row: int, engine: int, timestep: float, unconditional: bool) -> None:
@@ -144,10 +145,7 @@ class Denoiser:
             guidance=_core.GuidanceRule(**asdict(program.guidance)),
         )
         statistics = sampler.run(evaluate, noise=noise, on_step=on_step, cancel=cancel)
-        if not np.isfinite(self._latents).all():
-            raise EngineError(
-                "the denoised latents hold NaN or infinity; lower guidance_scale, use more steps or another solver"
-            )
+        check_finite(self._latents)
         return DenoiseResult(self._latents.copy(), statistics, self._engine_seconds)
 
     def close(self) -> None:
@@ -156,7 +154,16 @@ class Denoiser:
             engine.close()
 
 
-def _fill(arrays: Mapping[str, Array], values: Conditions) -> None:
+def check_finite(latents: NDArray[np.float32]) -> None:
+    """Raises `EngineError` where latents have diverged."""
+    if not np.isfinite(latents).all():
+        raise EngineError(
+            "the denoised latents hold NaN or infinity; lower guidance_scale, use more steps or another solver"
+        )
+
+
+def fill(arrays: Mapping[str, Array], values: Conditions) -> None:
+    """Copy what conditions a transformer into its inputs; raises `EngineError` where one is missing or does not fit."""
     for name, array in arrays.items():
         if name not in values:
             raise EngineError(f"the transformer's graph takes '{name}', which nothing gives; rebuild the bundle")

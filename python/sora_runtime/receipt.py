@@ -119,7 +119,7 @@ class Seconds(_Record):
     text_encode: float
     image_encode: float | None  # of the picture that an image-to-video clip begins with
     denoise: float
-    per_step: list[float]
+    per_step: list[float]  # empty where the device does all rows at once
     vae_decode: float
     encode_mp4: float | None  # where frames are encoded as they come, most of it passes beside vae_decode
     total: float
@@ -240,7 +240,7 @@ class Receipt(_Record):
             ("tokenize", "" if s.tokenize is None else f"{s.tokenize * 1e3:.1f} ms"),
             ("text_encode", f"{s.text_encode * 1e3:.1f} ms"),
             ("image_encode", "" if s.image_encode is None else f"{s.image_encode * 1e3:.1f} ms"),
-            ("denoise", f"{s.denoise:.2f} s, {s.denoise / max(len(s.per_step), 1):.3f} s a step"),
+            ("denoise", f"{s.denoise:.2f} s" + (f", {s.denoise / len(s.per_step):.3f} s a step" if s.per_step else "")),
             ("vae_decode", f"{s.vae_decode:.2f} s"),
             ("encode_mp4", "" if self.estimated else encode),
             ("total", f"{s.total:.2f} s{load}"),

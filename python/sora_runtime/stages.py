@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,10 @@ from .request import ResolvedRequest
 from .sampling import SamplerProgram
 from .tiles import TiledDecoder
 from .turns import stop_if_cancelled
+
+if TYPE_CHECKING:
+    from .denoise_cuda import CudaDenoiser
+    from .engines.tensorrt import TensorRtEngine
 
 
 def open_engine(bundle: Bundle, graph: str, *, num_threads: int, engine: str = DEFAULT_ENGINE) -> Engine:
@@ -47,7 +51,7 @@ class Stages:
 
     bundle: Bundle
     num_threads: int
-    denoiser: Denoiser
+    denoiser: "Denoiser | CudaDenoiser"
     decoder: Decoder
     conditioner: ImageConditioner | None
     graphs: list[str]  # of denoisers and decoder, for the receipt; the transformers' come first
@@ -175,7 +179,7 @@ class _Opener:
     engine: str
     graphs: list[str]  # opened so far
 
-    def denoiser(self) -> Denoiser:
+    def denoiser(self) -> "Denoiser | CudaDenoiser":
         engines = [self._open(self.bucket.graph)]
         second = self.bundle.manifest.components.transformer_2
         if second is not None:
@@ -185,6 +189,10 @@ class _Opener:
             if shape not in experts:
                 raise BundleError(self._missing("second transformer"))
             engines.append(self._open(experts[shape]))
+        if self.engine in GPU_ENGINES:
+            from .denoise_cuda import CudaDenoiser
+
+            return CudaDenoiser(cast("list[TensorRtEngine]", engines))
         return Denoiser(engines, num_threads=self.num_threads)
 
     def decoder(self) -> Decoder:

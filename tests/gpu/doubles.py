@@ -43,11 +43,16 @@ class Stream:
         self.gpu = gpu
         self.handle = 4096 + len(gpu.streams)
         self.pending: list[Operation] = []
+        self.recording: list[Operation] | None = None
         gpu.streams[self.handle] = self
 
     def put(self, operation: Operation) -> None:
         for address, size in operation.reads + operation.writes:
             self.gpu.insist(address, size, operation.what)
+        if self.recording is not None:
+            self.recording.append(operation)
+            self.gpu.log.append(f"record {operation.what}")
+            return
         operation.seen = [
             hashlib.sha256(content(address, size)).digest()
             for address, size in operation.reads
@@ -56,7 +61,11 @@ class Stream:
         self.pending.append(operation)
         self.gpu.log.append(operation.what)
 
+    def create_graph_builder(self) -> GraphBuilder:
+        return GraphBuilder(self)
+
     def sync(self) -> None:
+        self.gpu.insist_no_recording("a wait")
         self.gpu.log.append("sync")
         for operation in self.pending:
             now = [
@@ -70,8 +79,36 @@ class Stream:
         self.pending.clear()
 
 
+class GraphBuilder:
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._operations: list[Operation] = []
+
+    def begin_building(self, mode: str | None = "relaxed") -> GraphBuilder:
+        self._stream.recording = self._operations
+        return self
+
+    def end_building(self) -> GraphBuilder:
+        self._stream.recording = None
+        return self
+
+    def complete(self, options: Any = None) -> Graph:
+        return Graph(self._operations)
+
+
+class Graph:
+    def __init__(self, operations: list[Operation]) -> None:
+        self.operations = operations
+
+    def launch(self, stream: Stream) -> None:
+        stream.gpu.log.append("launch graph")
+        for each in self.operations:
+            stream.put(Operation(f"replay {each.what}", each.run, each.reads, each.writes))
+
+
 class Buffer:
     def __init__(self, gpu: Gpu, size: int, *, host: bool) -> None:
+        gpu.insist_no_recording("an allocation")
         self._gpu, self._host = gpu, host
         # Nothing may rely on zeros.
         self._memory = np.full(size + 256, 0xA5, np.uint8)
@@ -84,6 +121,14 @@ class Buffer:
     def host(self) -> bool:
         return self._host
 
+    @classmethod
+    def from_handle(cls, ptr: int, size: int, mr: Any = None, owner: Any = None) -> Buffer:
+        if owner is None:
+            raise Broken("a part of a buffer that does not keep the whole alive")
+        part = object.__new__(cls)
+        part._gpu, part._host, part.handle, part.size = owner._gpu, owner._host, ptr, size
+        return part
+
     def copy_to(self, dst: Buffer | None = None, *, stream: Stream, options: Any = None) -> Buffer:
         if dst is None or dst.size != self.size:
             raise Broken(f"a copy of {self.size} bytes into {None if dst is None else dst.size}")
@@ -95,6 +140,7 @@ class Buffer:
         return dst
 
     def close(self, stream: Stream | None = None) -> None:
+        self._gpu.insist_no_recording("giving memory back")
         for other in self._gpu.streams.values():
             used = any(
                 self.handle <= address < self.handle + self.size
@@ -115,6 +161,7 @@ class Gpu:
         self.buffers: list[Buffer] = []
         self.closed: list[Buffer] = []
         self.log: list[str] = []
+        self.records_engines = True
         gpu = self
 
         class Device:
@@ -141,8 +188,13 @@ class Gpu:
             def allocate(self, size: int, *, stream: Stream | None = None) -> Buffer:
                 return Buffer(gpu, size, host=True)
 
+        self.Buffer = Buffer
         self.Device = Device
         self.LegacyPinnedMemoryResource = LegacyPinnedMemoryResource
+
+    def insist_no_recording(self, what: str) -> None:
+        if any(stream.recording is not None for stream in self.streams.values()):
+            raise Broken(f"{what} while a graph is recorded")
 
     def find(self, address: int) -> Buffer | None:
         return next((each for each in self.buffers if each.handle <= address < each.handle + each.size), None)
@@ -176,6 +228,9 @@ class Context:
             raise Broken("scratch memory is not aligned to 256 bytes")
         self._scratch = (memory, size)
 
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self._engine.gpu.records_engines
+
     def execute_async_v3(self, stream_handle: int) -> bool:
         engine, gpu = self._engine, self._engine.gpu
         missing = set(engine.tensors) - set(self._addresses)
@@ -185,6 +240,8 @@ class Context:
             raise Broken("an engine without its scratch memory was run")
         if stream_handle not in gpu.streams:
             raise Broken("an engine was run on no stream")
+        if any(address % 256 for address in self._addresses.values()):
+            raise Broken("a tensor is not aligned to 256 bytes")
         at = {name: (self._addresses[name], engine.bytes_of(name)) for name in engine.tensors}
         inputs = {name: at[name] for name in engine.inputs}
         outputs = {name: at[name] for name in engine.outputs}
@@ -239,6 +296,90 @@ class CudaEngine:
 
     def array(self, name: str, data: bytes) -> Any:
         return np.frombuffer(data, _TYPES[self.tensors[name].type][1]).reshape(self.tensors[name].shape)
+
+
+class CoreDouble:
+    """What `_core.cuda` is to the code under test: the sampler's step in numpy, in the kernels' order of operations."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.Buffers = SimpleNamespace
+        self.gpu = gpu
+
+    def workspace_bytes(self, rows: Any, *, n: int, reuse: Any, guidance: Any) -> int:
+        return (
+            -(-rows.nbytes // 256) * 256
+            + 256 * 4
+            + (int(np.max(np.count_nonzero(rows["history"], axis=1))) + 2) * (-(-4 * n // 256) * 256)
+        )
+
+    def Sampler(  # noqa: N802
+        self, rows: Any, buffers: Any, *, workspace: int, workspace_bytes: int, stream: int, reuse: Any, guidance: Any
+    ) -> SamplerDouble:
+        assert workspace_bytes >= self.workspace_bytes(rows, n=buffers.n, reuse=reuse, guidance=guidance)
+        return SamplerDouble(self.gpu.streams[stream], rows, buffers, workspace)
+
+
+class SamplerDouble:
+    """Rows without guidance by sums and without step reuse."""
+
+    def __init__(self, stream: Stream, rows: Any, buffers: Any, workspace: int) -> None:
+        self._stream, self._rows, self._buffers, self._workspace = stream, rows, buffers, workspace
+        self.tables = rows.tobytes().ljust(-(-rows.nbytes // 256) * 256, b"\0")
+
+    def run(self, denoiser: Any, *, noise: Any = None, on_step: Any = None, cancel: Any = None) -> Any:
+        b, size = self._buffers, 4 * self._buffers.n
+        if b.model_input:
+            raise NotImplementedError("the doubles' engines read float32 latents")
+        start = self._workspace + len(self.tables)
+        noise_at = start
+        depth = int(np.max(np.count_nonzero(self._rows["history"], axis=1))) + 1
+        ring = [start + -(-size // 256) * 256 * (1 + i) for i in range(depth)]
+        kept, made = 0, 0
+        for index, row in enumerate(self._rows):
+            guided = row["guidance_scale"] != 1.0
+            for unconditional in (False, True)[: 1 + guided]:
+                denoiser(index, int(row["engine"]), float(row["timestep"]), unconditional)
+                made += 1
+            if row["noise"] != 0.0:
+                noise(noise_at, b.n)
+            entries = [ring[(kept - 1 - j) % depth] for j in range(np.count_nonzero(row["history"]))]
+            store = ring[kept % depth] if row["store_latents"] != 0.0 or row["store_output"] != 0.0 else None
+            kept += store is not None
+            self._step(index, guided, entries, store, noise_at)
+            if on_step is not None:
+                on_step(index + 1)
+        return SimpleNamespace(evaluations=made, skipped=0, done=[1] * len(self._rows), norms=[], row_seconds=[])
+
+    def _floats(self, address: int) -> Any:
+        return np.frombuffer(content(address, 4 * self._buffers.n), np.float32)
+
+    def _row(self, index: int) -> Any:
+        """As it lies on the device when the step runs."""
+        rows = np.frombuffer(content(self._workspace, self._rows.nbytes), self._rows.dtype)
+        return rows[index]
+
+    def _step(self, index: int, guided: bool, entries: list[int], store: int | None, noise: int) -> None:
+        b, size = self._buffers, 4 * self._buffers.n
+        places = [b.latents, b.conditional, *([b.unconditional] if guided else []), *entries]
+
+        def run() -> None:
+            row = self._row(index)
+            x, g = self._floats(b.latents), self._floats(b.conditional)
+            if guided:
+                u = self._floats(b.unconditional)
+                g = u + np.float32(row["guidance_scale"]) * (g - u)
+            following = np.float32(row["latents"]) * x + np.float32(row["output"]) * g
+            kept = np.float32(row["store_latents"]) * x + np.float32(row["store_output"]) * g
+            for factor, entry in zip(row["history"], entries, strict=False):
+                following = following + np.float32(factor) * self._floats(entry)
+            if row["noise"] != 0.0:
+                following = following + np.float32(row["noise"]) * self._floats(noise)
+            if store is not None:
+                ctypes.memmove(store, kept.ctypes.data, size)
+            ctypes.memmove(b.latents, following.ctypes.data, size)
+
+        writes = [(b.latents, size), *([(store, size)] if store is not None else [])]
+        self._stream.put(Operation("step", run, [(place, size) for place in places], writes))
 
 
 def tensorrt_double(gpu: Gpu) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,52 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpu.conftest import build_double
 from gpu.doubles import Broken, Buffer, Gpu, Operation, tensorrt_double
 from sora_runtime import Runtime
-from sora_runtime.bundle import Bundle, find_bundle
+from sora_runtime.bundle import Bundle
 from sora_runtime.engines import cuda, tensorrt
 from sora_runtime.engines.cuda import CudaDevice
 from sora_runtime.engines.engine import TensorSpec
-from sora_runtime.engines.store import EngineKey, EngineStore, sha256_of
+from sora_runtime.engines.store import EngineStore
 from sora_runtime.engines.tensorrt import TensorRtEngine, open_tensorrt
 from sora_runtime.errors import EngineError, InvalidRequest
 
 ASK = {"prompt": "a red circle moving left", "num_inference_steps": 3, "seed": 4}
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
-    """A machine with one GPU of compute capability 8.9, and TensorRT-RTX."""
-    gpu = Gpu()
-    device = CudaDevice(core=gpu)
-    monkeypatch.setattr(tensorrt, "current_device", lambda: device)
-    monkeypatch.setattr(tensorrt, "_module", lambda library: tensorrt_double(gpu))
-    return gpu
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """wan-pocket as if it was built for TensorRT-RTX, its engines in the user's store."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder = tmp_path / "pocket-rtx"
-    shutil.copytree(find_bundle("wan-pocket"), folder)
-    file = folder / "bundle.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"engine": "tensorrt_rtx"}))
-    loaded = Bundle.load(folder)
-    for graph in (name for name in loaded.manifest.files if name.endswith(".onnx")):
-        build(loaded, graph)
-    return folder
-
-
-def build(bundle: Bundle, graph: str, version: str = "1.7.1", target: str = "8.9", **report: Any) -> None:
-    path = bundle.path(graph)
-    key = EngineKey(sha256_of(path), bundle.fingerprint(graph), "tensorrt_rtx", version, (target,))
-
-    def write(plan: Path) -> dict[str, Any]:
-        plan.write_bytes(str(path).encode())
-        return {"what": graph, "report": report}
-
-    EngineStore().get_or_build(key, write).close()
 
 
 def test_a_clip_on_the_device_is_the_cpus(gpu: Gpu, bundle: Path) -> None:
@@ -70,7 +35,6 @@ def test_a_clip_on_the_device_is_the_cpus(gpu: Gpu, bundle: Path) -> None:
         assert first.receipt.engine.name == "tensorrt_rtx" and first.receipt.evaluations.made == 6
     # Memory is taken for the first clip and none after it.
     assert sum(line.startswith("allocate") for line in gpu.log) == taken
-    assert gpu.log.count("execute") >= 2 * 6
 
 
 def test_engines_share_one_piece_of_scratch_memory(gpu: Gpu, bundle: Path) -> None:
@@ -99,7 +63,7 @@ def test_an_engine_that_was_not_built_for_this_device_is_named(gpu: Gpu, bundle:
         r"tensorrt_rtx 1\.7\.1 for 8\.9; run `sora-bench build` with --engine tensorrt_rtx ",
     ):
         open_tensorrt(*place, device=elsewhere)
-    build(loaded, graph, "1.6.0", "12.0")
+    build_double(loaded, graph, "1.6.0", "12.0")
     with pytest.raises(EngineError, match=r"1\.6\.0 for 12\.0"):
         open_tensorrt(*place, device=elsewhere)
     with pytest.raises(EngineError, match=r"no engine of 'text_encoder\.onnx'"):
@@ -125,7 +89,7 @@ def test_what_the_library_refuses_is_one_sentence(gpu: Gpu, bundle: Path, monkey
     with pytest.raises(EngineError, match=r"'a\.onnx' cannot be bound: "):
         engine.bind(dict(list(arrays.items())[1:]))
     binding = engine.bind(arrays)
-    monkeypatch.setattr(binding._context, "execute_async_v3", lambda stream_handle: False)
+    monkeypatch.setattr(binding._own.context, "execute_async_v3", lambda stream_handle: False)
     with pytest.raises(EngineError, match=r"tensorrt_rtx refused to run 'a\.onnx'"):
         binding.run()
 
@@ -133,7 +97,7 @@ def test_what_the_library_refuses_is_one_sentence(gpu: Gpu, bundle: Path, monkey
 def test_weights_that_are_inputs_are_refused(gpu: Gpu, bundle: Path) -> None:
     loaded, graph = Bundle.load(bundle), "text_encoder.onnx"
     shutil.rmtree(EngineStore().root)
-    build(loaded, graph, weights="inputs")
+    build_double(loaded, graph, weights="inputs")
     with pytest.raises(EngineError, match="takes its weights as inputs"):
         open_tensorrt(loaded.path(graph), loaded.fingerprint(graph), "tensorrt_rtx")
 

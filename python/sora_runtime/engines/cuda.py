@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -60,6 +61,32 @@ class CudaDevice:
                 self._scratch.close(self.stream)  # after what is under way has used it
             self._scratch = grown
         return self._scratch
+
+    def copy(self, source: Any, at: int, target: Any, to: int, size: int) -> None:
+        """Put a copy between parts of two Buffers on the stream."""
+        self._part(source, at, size).copy_to(self._part(target, to, size), stream=self.stream)
+
+    def _part(self, buffer: Any, offset: int, size: int) -> Any:
+        return self._core.Buffer.from_handle(int(buffer.handle) + offset, size, owner=buffer)
+
+    def record(self, put: Callable[[], object]) -> Any:
+        """A CUDA graph of everything that `put` puts on the stream, none of which happens now.
+
+        Raises:
+            EngineError: something of it cannot be recorded.
+        """
+        try:
+            builder = self.stream.create_graph_builder()
+            builder.begin_building()
+            try:
+                put()
+            finally:
+                builder.end_building()
+            return builder.complete()
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"{self.name} cannot record a clip as a graph ({_first_line(error)})") from error
 
     def wait(self) -> None:
         """Until all that was asked of the device is done.

@@ -7,7 +7,9 @@ Scratch memory is the device's, one piece for all engines of a process.
 from __future__ import annotations
 
 import importlib
+import weakref
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ class TensorRtEngine:
 
     def __init__(self, plan: bytes, name: str, *, device: CudaDevice, library: Any) -> None:
         self._name, self._device, self._library = name, device, library
+        self._idle: list[_Context] = []
         self._runtime = library.Runtime(_logger(library))
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
@@ -65,17 +68,41 @@ class TensorRtEngine:
     def bind(self, arrays: Mapping[str, Array]) -> TensorRtBinding:
         """Tie every input and output to a caller-owned array on the host; see `Engine.bind`.
 
-        Each binding has a context and device memory of its own, taken here; a run copies inputs in and outputs out.
+        Each binding has a context and device memory of its own; a run copies inputs in and outputs out.
         """
         problem = check_arrays(arrays, {**self.inputs, **self.outputs})
         if problem is not None:
             raise EngineError(f"'{self._name}' cannot be bound: {problem}")
+        return TensorRtBinding(self, arrays)
+
+    def take(self) -> _Context:
+        """A context with memory of its own, one that nobody is tied to any more if there is one."""
+        if self._idle:
+            return self._idle.pop()
+        staged = {name: self._device.pinned(spec) for name, spec in {**self.inputs, **self.outputs}.items()}
+        memory = {name: self._device.allocate(twin.buffer.size) for name, twin in staged.items()}
+        context = self.context({name: int(place.handle) for name, place in memory.items()})
+        return _Context(context, staged, memory)
+
+    def give_back(self, context: _Context) -> None:
+        """Let the next binding have it."""
+        self._idle.append(context)
+
+    def context(self, addresses: Mapping[str, int]) -> Any:
+        """A context whose tensors lie at these addresses of the device; those that are left out are set by the caller.
+
+        Raises:
+            EngineError: the device's memory is used up, or a tensor cannot lie there.
+        """
         strategy = self._library.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
         if context is None:
             raise EngineError(f"'{self._name}' cannot be run on {self._device.name}: its memory is used up")
+        for name, address in addresses.items():
+            if not context.set_tensor_address(name, address):
+                raise EngineError(f"'{name}' cannot be bound; build the engine again for this device")
         self._device.scratch(self._engine.device_memory_size_v2)
-        return TensorRtBinding(self, context, arrays)
+        return context
 
     def enqueue(self, context: Any) -> None:
         """Put one evaluation on the device's stream, with the device's scratch memory."""
@@ -93,6 +120,7 @@ class TensorRtEngine:
     def close(self) -> None:
         """Drop the engine once its work is done; bindings that still stand keep it alive until they go."""
         self._device.wait()
+        self._idle.clear()
         self._engine = None
 
     def _specs(self, mode: Any) -> Iterator[tuple[str, TensorSpec]]:
@@ -106,35 +134,36 @@ class TensorRtEngine:
             yield name, TensorSpec(shape, _dtype(self._engine.get_tensor_dtype(name).name, name))
 
 
+@dataclass(frozen=True)
+class _Context:
+    """A context with memory for every tensor: its twin on the host, and where it lies on the device."""
+
+    context: Any
+    staged: Mapping[str, PinnedArray]
+    memory: Mapping[str, Any]
+
+
 class TensorRtBinding:
     """One context of an engine with its memory on the device, tied to arrays on the host."""
 
-    def __init__(self, engine: TensorRtEngine, context: Any, arrays: Mapping[str, Array]) -> None:
-        self._engine, self._context = engine, context
-        self._inputs = [self._transfer(name, spec, arrays[name]) for name, spec in engine.inputs.items()]
-        self._outputs = [self._transfer(name, spec, arrays[name]) for name, spec in engine.outputs.items()]
-
-    def _transfer(self, name: str, spec: TensorSpec, array: Array) -> tuple[Array, PinnedArray, Any]:
-        """The caller's array, its twin that copies need not wait for, and the device's memory."""
-        device = self._engine.device
-        staged = device.pinned(spec)
-        memory = device.allocate(staged.buffer.size)
-        if not self._context.set_tensor_address(name, int(memory.handle)):
-            raise EngineError(f"'{name}' cannot be bound; build the engine again for this device")
-        return array, staged, memory
+    def __init__(self, engine: TensorRtEngine, arrays: Mapping[str, Array]) -> None:
+        self._engine, self._arrays = engine, dict(arrays)
+        self._own = engine.take()
+        # A run has ended when it returns, so whoever binds next may have the memory.
+        weakref.finalize(self, engine.give_back, self._own)
 
     def run(self) -> None:
         """Evaluate once, and return when the outputs are in the caller's arrays."""
-        device = self._engine.device
-        for array, staged, memory in self._inputs:
-            np.copyto(staged.array, array)
-            staged.buffer.copy_to(memory, stream=device.stream)
-        self._engine.enqueue(self._context)
-        for _, staged, memory in self._outputs:
-            memory.copy_to(staged.buffer, stream=device.stream)
+        device, own = self._engine.device, self._own
+        for name in self._engine.inputs:
+            np.copyto(own.staged[name].array, self._arrays[name])
+            own.staged[name].buffer.copy_to(own.memory[name], stream=device.stream)
+        self._engine.enqueue(own.context)
+        for name in self._engine.outputs:
+            own.memory[name].copy_to(own.staged[name].buffer, stream=device.stream)
         device.wait()
-        for array, staged, _ in self._outputs:
-            np.copyto(array, staged.array)
+        for name in self._engine.outputs:
+            np.copyto(self._arrays[name], own.staged[name].array)
 
 
 def open_tensorrt(
@@ -207,5 +236,6 @@ def _dtype(name: str, tensor: str) -> np.dtype[Any]:
             raise EngineError(
                 f"'{tensor}' is bfloat16 and ml_dtypes cannot be imported ({error}); pip install ml_dtypes"
             ) from error
-        return np.dtype(ml_dtypes.bfloat16)
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
     return np.dtype(_DTYPES[name])
