@@ -7,7 +7,7 @@ CPP := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.inl'
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python export -type f -not -name '*.pyc')
 CTEST_PRESETS := asan tsan
 
-.PHONY: run test lint test-cpp test-python coverage bench format clean
+.PHONY: run test lint test-cpp test-python coverage bench gpu-check format clean
 
 run: $(VENV)/.run
 	$(BIN)/sora-bench run "$(PROMPT)" --seed 7 --out out/clip.mp4 --json out/receipt.json
@@ -41,6 +41,11 @@ coverage: $(VENV)/.test
 # Measures what the README states and writes it there; wants a quiet machine.
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.run_all
+
+# On a machine with an NVIDIA GPU: the kernels bit by bit, engines of wan-pocket in every precision, one report.
+gpu-check: $(VENV)/.test
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[gpu,export]"
+	$(BIN)/sora-bench doctor --out out/gpu-check
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix-only --quiet .

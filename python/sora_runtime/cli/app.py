@@ -66,6 +66,7 @@ _COMMANDS = {
     "calibrate-reuse": (_MAKE, False),
     "frontier": (_MAKE, False),
     "engines": (_MAKE, True),
+    "doctor": (_MAKE, True),
     "estimate": (_PRICE, False),
     "compare": (_PRICE, False),
     "plan": (_PRICE, False),
