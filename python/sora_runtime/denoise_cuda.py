@@ -8,7 +8,6 @@ reuse decides by what was measured, the host must look at every row, and nothing
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from .denoise import SHARED_CONDITIONS, DenoiseResult, Embeddings, check_finite,
 from .engines.cuda import PinnedArray
 from .engines.engine import Array, TensorSpec
 from .engines.tensorrt import TensorRtEngine
-from .errors import Cancelled
+from .errors import Cancelled, EngineError
 from .sampling.program import SamplerProgram
 
 _LOG = logging.getLogger(__name__)
@@ -52,9 +51,17 @@ class CudaDenoiser:
 
     Args:
         engines: by the sampler program's engine index; all of one shape bucket, on one device.
+
+    Raises:
+        EngineError: the compiled core has no CUDA kernels.
     """
 
     def __init__(self, engines: Sequence[TensorRtEngine]) -> None:
+        if not hasattr(_core, "cuda"):
+            raise EngineError(
+                "this sora_runtime was built without CUDA kernels; install it where nvcc is "
+                "(SORA_CUDA=ON says what is wrong)"
+            )
         self._engines, self._device = engines, engines[0].device
         inputs, outputs = engines[0].inputs, engines[0].outputs
         self._input, self._output = inputs["hidden_states"], outputs["model_output"]
@@ -73,7 +80,7 @@ class CudaDenoiser:
         return self._input.shape
 
     def spent(self) -> tuple[int, float]:
-        """Network calls, and the seconds of the denoising that they were part of, of the last run."""
+        """Network calls of the last run, and the seconds of the device that its denoising took."""
         return self._spent
 
     def run(
@@ -96,10 +103,11 @@ class CudaDenoiser:
         self._stage(prepared, program, embeddings, start, noise)
         if cancel is not None and cancel.cancelled:
             raise Cancelled("cancelled before the first of the denoising rows")
-        started = time.perf_counter()
+        first = self._device.mark()
         statistics = self._launch(prepared, on_step, cancel)
+        last = self._device.mark()
         self._device.wait()
-        seconds = time.perf_counter() - started
+        seconds = self._device.seconds(first, last)
         prepared.runs += 1
         self._spent = (statistics.evaluations, seconds)
         latents: NDArray[np.float32] = prepared.result.array.copy()

@@ -61,6 +61,11 @@ class Stream:
         self.pending.append(operation)
         self.gpu.log.append(operation.what)
 
+    def record(self, event: Event | None = None, options: EventOptions | None = None) -> Event:
+        made = event or Event(options or EventOptions())
+        self.put(Operation("event", made.pass_by, [], []))
+        return made
+
     def create_graph_builder(self) -> GraphBuilder:
         return GraphBuilder(self)
 
@@ -77,6 +82,32 @@ class Stream:
                 raise Broken(f"the host changed what '{operation.what}' was still to read")
             operation.run()
         self.pending.clear()
+
+
+@dataclass
+class EventOptions:
+    timing_enabled: bool = False
+
+
+class Event:
+    """Its time is the number of events that passed before it, in milliseconds."""
+
+    passed = 0
+
+    def __init__(self, options: EventOptions) -> None:
+        self._timed = options.timing_enabled
+        self.at: int | None = None
+
+    def pass_by(self) -> None:
+        Event.passed += 1
+        self.at = Event.passed
+
+    def __sub__(self, other: Event) -> float:
+        if not (self._timed and other._timed):
+            raise Broken("events without timing are subtracted")
+        if self.at is None or other.at is None:
+            raise Broken("a time was read before the event has passed")
+        return float(self.at - other.at)
 
 
 class GraphBuilder:
@@ -189,6 +220,7 @@ class Gpu:
                 return Buffer(gpu, size, host=True)
 
         self.Buffer = Buffer
+        self.EventOptions = EventOptions
         self.Device = Device
         self.LegacyPinnedMemoryResource = LegacyPinnedMemoryResource
 

@@ -12,7 +12,7 @@ import pytest
 
 from gpu.doubles import Gpu
 from sora_runtime import Runtime, _core
-from sora_runtime.errors import Cancelled
+from sora_runtime.errors import Cancelled, EngineError
 
 ASK: dict[str, Any] = {"prompt": "a red circle moving left", "num_inference_steps": 4, "seed": 4}
 ANOTHER = ASK | {"prompt": "a blue star spinning on a black background", "seed": 9, "guidance_scale": 5.5}
@@ -90,6 +90,22 @@ def test_an_engine_that_cannot_be_recorded_is_put_on_the_stream(
             np.testing.assert_array_equal(frames(runtime, ASK), wanted)
     assert Counter(gpu.log)["launch graph"] == 0
     assert "not recorded as a graph: an engine cannot be recorded" in caplog.text
+
+
+def test_a_module_without_kernels_is_named(gpu: Gpu, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(_core, "cuda")
+    with (
+        Runtime.load(bundle) as runtime,
+        pytest.raises(EngineError, match="built without CUDA kernels; install it where"),
+    ):
+        runtime.generate(**ASK)
+
+
+def test_the_seconds_are_the_devices(gpu: Gpu, bundle: Path) -> None:
+    with Runtime.load(bundle) as runtime:
+        runtime.generate(**ASK)
+        (stages,) = runtime._stages.values()
+        assert stages.denoiser.spent() == (8, 1e-3)  # the double's next event is a millisecond later
 
 
 def test_memory_is_given_back_when_the_runtime_closes(gpu: Gpu, bundle: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gpu.doubles import Buffer, Context, CudaEngine, Gpu, Stream, tensorrt_double
+from gpu.doubles import Buffer, Context, CudaEngine, EventOptions, Gpu, GraphBuilder, Stream, tensorrt_double
 
 core = pytest.importorskip("cuda.core")
 trt = pytest.importorskip("tensorrt_rtx")
@@ -39,8 +39,8 @@ def arguments(function: Any) -> list[str]:
     ("double", "name", "methods"),
     [
         (Gpu().Device, "Device", ["set_current", "create_stream", "allocate"]),
-        (Stream, "Stream", ["sync"]),
-        (Buffer, "Buffer", ["copy_to", "close"]),
+        (Stream, "Stream", ["sync", "record", "create_graph_builder"]),
+        (Buffer, "Buffer", ["copy_to", "close", "from_handle"]),
         (Gpu().LegacyPinnedMemoryResource, "LegacyPinnedMemoryResource", ["allocate"]),
     ],
 )
@@ -53,6 +53,16 @@ def test_methods_of_cuda_core_take_what_the_doubles_take(double: Any, name: str,
         except ValueError:  # compiled, without a signature
             known = stub(name)[method]
         assert set(arguments(getattr(double, method))) <= set(known), f"{name}.{method}"
+
+
+def test_graphs_of_cuda_core_take_what_the_doubles_take() -> None:
+    from cuda.core import graph
+
+    for method in ("begin_building", "end_building", "complete"):
+        assert set(arguments(getattr(GraphBuilder, method))) <= set(stub("GraphBuilder")[method])
+        assert hasattr(graph.GraphBuilder, method)
+    assert stub("Graph")["launch"] == ["self", "stream"]
+    assert all(hasattr(core.EventOptions(), name) for name in vars(EventOptions()))
 
 
 def test_attributes_of_cuda_core_are_there() -> None:
@@ -75,7 +85,11 @@ def documented(function: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("double", "name", "methods"),
     [
-        (Context, "IExecutionContext", ["set_tensor_address", "set_device_memory", "execute_async_v3"]),
+        (
+            Context,
+            "IExecutionContext",
+            ["set_tensor_address", "set_device_memory", "execute_async_v3", "is_stream_capturable"],
+        ),
         (
             CudaEngine,
             "ICudaEngine",

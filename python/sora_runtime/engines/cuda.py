@@ -69,6 +69,15 @@ class CudaDevice:
     def _part(self, buffer: Any, offset: int, size: int) -> Any:
         return self._core.Buffer.from_handle(int(buffer.handle) + offset, size, owner=buffer)
 
+    def mark(self) -> Any:
+        """A moment on the stream; `seconds` is between two that have passed."""
+        return self.stream.record(options=self._core.EventOptions(timing_enabled=True))
+
+    @staticmethod
+    def seconds(first: Any, last: Any) -> float:
+        """What the device took from one moment to another, by its own clock."""
+        return float(last - first) / 1e3
+
     def record(self, put: Callable[[], object]) -> Any:
         """A CUDA graph of everything that `put` puts on the stream, none of which happens now.
 
