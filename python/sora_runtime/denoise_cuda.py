@@ -42,6 +42,7 @@ class _Prepared:
     rows: int
     runs: int = 0
     graph: Any = None
+    moves: int = 0  # of the device's scratch memory when it was recorded
     statistics: _core.RunStatistics | None = None
     drawn: int = 0  # noise slots used in the run that is put on the stream
 
@@ -99,6 +100,7 @@ class CudaDenoiser:
             EngineError: an engine or the device failed, or the latents diverged.
             CancelledError: stopped through `cancel`.
         """
+        self._device.enter()
         prepared = self._of(program)
         self._stage(prepared, program, embeddings, start, noise)
         if cancel is not None and cancel.cancelled:
@@ -118,9 +120,12 @@ class CudaDenoiser:
         self, prepared: _Prepared, on_step: Callable[[int], None] | None, cancel: _core.CancelToken | None
     ) -> _core.RunStatistics:
         """Puts a clip on the stream: call by call at first, which also warms engines up, then as one graph."""
+        if prepared.moves != self._device.moves:
+            prepared.graph = None
         if prepared.graph is None and prepared.runs > 0:
             reason = self._why_no_graph(prepared)
             if reason is None:
+                prepared.moves = self._device.moves
                 prepared.graph = self._device.record(lambda: self._put(prepared, None, None))
             else:
                 _LOG.info("clips of this program are not recorded as a graph: %s", reason)
@@ -271,6 +276,7 @@ class CudaDenoiser:
 
     def close(self) -> None:
         """Give back the engines and the memory."""
+        self._device.enter()
         self._device.wait()
         for prepared in self._prepared.values():
             prepared.arena.close(self._device.stream)

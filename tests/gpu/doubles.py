@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ class Stream:
         gpu.streams[self.handle] = self
 
     def put(self, operation: Operation) -> None:
+        self.gpu.insist_on_a_context(operation.what)
         for address, size in operation.reads + operation.writes:
             self.gpu.insist(address, size, operation.what)
         if self.recording is not None:
@@ -134,6 +136,7 @@ class Graph:
     def launch(self, stream: Stream) -> None:
         stream.gpu.log.append("launch graph")
         for each in self.operations:
+            # Memory that was given back since is seen here, as `put` looks for it.
             stream.put(Operation(f"replay {each.what}", each.run, each.reads, each.writes))
 
 
@@ -193,6 +196,7 @@ class Gpu:
         self.closed: list[Buffer] = []
         self.log: list[str] = []
         self.records_engines = True
+        self.current = threading.local()  # as contexts are
         gpu = self
 
         class Device:
@@ -202,17 +206,17 @@ class Gpu:
             def __init__(self, device_id: int | None = None) -> None:
                 if device_id:
                     raise RuntimeError("CUDA_ERROR_INVALID_DEVICE: there is one")
-                self._current = False
 
             def set_current(self, ctx: Any = None) -> None:
-                self._current = True
+                gpu.current.entered = True
 
             def create_stream(self, obj: Any = None, options: Any = None) -> Stream:
-                assert self._current
+                gpu.insist_on_a_context("a stream")
                 return Stream(gpu)
 
             def allocate(self, size: int, *, stream: Stream) -> Buffer:
-                assert self._current and size > 0
+                gpu.insist_on_a_context("an allocation")
+                assert size > 0
                 return Buffer(gpu, size, host=False)
 
         class LegacyPinnedMemoryResource:
@@ -223,6 +227,10 @@ class Gpu:
         self.EventOptions = EventOptions
         self.Device = Device
         self.LegacyPinnedMemoryResource = LegacyPinnedMemoryResource
+
+    def insist_on_a_context(self, what: str) -> None:
+        if not getattr(self.current, "entered", False):
+            raise Broken(f"{what} in a thread without a context")
 
     def insist_no_recording(self, what: str) -> None:
         if any(stream.recording is not None for stream in self.streams.values()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from gpu.doubles import Gpu
 from sora_runtime import Runtime, _core
+from sora_runtime.engines import tensorrt
 from sora_runtime.errors import Cancelled, EngineError
 
 ASK: dict[str, Any] = {"prompt": "a red circle moving left", "num_inference_steps": 4, "seed": 4}
@@ -77,6 +79,23 @@ def test_each_structure_has_a_graph_of_its_own(gpu: Gpu, bundle: Path) -> None:
                 np.testing.assert_array_equal(frames(runtime, ask), wanted)
     log = Counter(gpu.log)
     assert log["launch graph"] == 4 and log["record execute"] == 4 + 8
+
+
+def test_a_graph_is_recorded_anew_when_the_scratch_memory_has_moved(gpu: Gpu, bundle: Path) -> None:
+    with Runtime.load(bundle) as runtime:
+        wanted = frames(runtime, ASK)
+        frames(runtime, ASK)
+        tensorrt.current_device().scratch(1 << 20)  # an engine that needs more was opened
+        gpu.log.clear()
+        np.testing.assert_array_equal(frames(runtime, ASK), wanted)
+        assert Counter(gpu.log)["record execute"] == 8
+
+
+def test_clips_may_be_made_from_any_thread(gpu: Gpu, bundle: Path) -> None:
+    with Runtime.load(bundle) as runtime, ThreadPoolExecutor(3) as pool:
+        made = list(pool.map(lambda _: frames(runtime, ASK), range(3)))
+    for clip in made[1:]:
+        np.testing.assert_array_equal(clip, made[0])
 
 
 def test_an_engine_that_cannot_be_recorded_is_put_on_the_stream(

@@ -40,6 +40,12 @@ class CudaDevice:
         self.capability = f"{major}.{minor}"
         self.name = str(self._device.name)
         self._scratch: Any = None
+        self.moves = 0
+        """How often the scratch memory has moved: what was recorded before points to memory that is gone."""
+
+    def enter(self) -> None:
+        """Make this the device of the calling thread, as whoever uses it from another one must."""
+        self._device.set_current()
 
     def allocate(self, size: int) -> Any:
         """A Buffer of so many bytes on the device; it is there for whatever follows on the stream."""
@@ -60,6 +66,7 @@ class CudaDevice:
             if self._scratch is not None:
                 self._scratch.close(self.stream)  # after what is under way has used it
             self._scratch = grown
+            self.moves += 1
         return self._scratch
 
     def copy(self, source: Any, at: int, target: Any, to: int, size: int) -> None:

@@ -70,6 +70,7 @@ class TensorRtEngine:
 
         Each binding has a context and device memory of its own; a run copies inputs in and outputs out.
         """
+        self._device.enter()
         problem = check_arrays(arrays, {**self.inputs, **self.outputs})
         if problem is not None:
             raise EngineError(f"'{self._name}' cannot be bound: {problem}")
@@ -119,6 +120,7 @@ class TensorRtEngine:
 
     def close(self) -> None:
         """Drop the engine once its work is done; bindings that still stand keep it alive until they go."""
+        self._device.enter()
         self._device.wait()
         self._idle.clear()
         self._engine = None
@@ -155,6 +157,7 @@ class TensorRtBinding:
     def run(self) -> None:
         """Evaluate once, and return when the outputs are in the caller's arrays."""
         device, own = self._engine.device, self._own
+        device.enter()
         for name in self._engine.inputs:
             np.copyto(own.staged[name].array, self._arrays[name])
             own.staged[name].buffer.copy_to(own.memory[name], stream=device.stream)
