@@ -27,7 +27,7 @@ def settings_of_levers(options: Options, fastest: str | None, say: Say) -> list[
         say: gets a sentence.
     """
     steps = options.steps
-    rivals = [fastest] if fastest else [name for name, peer in PEERS.items() if not peer.ours]
+    rivals = [fastest] if fastest else [name for name, peer in PEERS.items() if not peer.ours and peer.clips]
     names = [REFERENCE, *(name for name in rivals if name != REFERENCE and name in options.peers)]
     reuse = {"step_reuse": calibrated_reuse(options, say), "force_step_reuse": True}
     fewer = min(FEWER_STEPS, steps)

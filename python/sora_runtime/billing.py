@@ -11,11 +11,13 @@ from .bundle import Bundle
 from .cost.profile_path import default_path
 from .denoise import Conditions, DenoiseResult, Embeddings
 from .embedding_tiers import EncoderUse
-from .engines.registry import DEFAULT_ENGINE, engine_version
+from .engines.registry import DEFAULT_ENGINE, GPU_ENGINES, engine_version
+from .errors import InvalidRequest
 from .forecast import Band, Predicted
 from .foresight import PastClip
 from .machine import (
     DEFAULT_PRICE_SOURCE,
+    Machine,
     default_usd_per_hour,
     peak_host_memory_bytes,
     this_machine,
@@ -89,7 +91,7 @@ def write_receipt(record: Record) -> Receipt:
     tokens = request.geometry.tokens
     statistics = record.denoised.statistics
     video_seconds = request.geometry.shown_frames / request.fps
-    cost = _cost(request.price_per_hour, machine.cores, record.total, video_seconds)
+    cost = _cost(record, machine.cores, record.total, video_seconds)
     predicted = _predicted(record, cost.usd_per_hour)
     return Receipt(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -100,7 +102,7 @@ def write_receipt(record: Record) -> Receipt:
             precision=manifest.precision,
             num_threads=record.num_threads,
         ),
-        machine=MachineRecord(cpu=machine.cpu, cores=machine.cores, memory_bytes=machine.memory_bytes, os=machine.os),
+        machine=_machine(record.engine, machine),
         request=_request_record(request, record.program, record.reuse),
         tokens=Tokens(latent_tokens=tokens, tokens_processed=tokens * statistics.evaluations),
         evaluations=_evaluations(record.denoised),
@@ -184,14 +186,38 @@ def _image_cache(picture: EncoderUse | None) -> CacheRecord | None:
     return None if picture is None else CacheRecord(hits=picture.hits, misses=picture.misses)
 
 
-def _cost(price: float | None, cores: int, total_seconds: float, video_seconds: float) -> Cost:
-    return cost_of(
-        total_seconds,
-        video_seconds,
-        usd_per_hour=default_usd_per_hour(cores) if price is None else price,
-        price_source=DEFAULT_PRICE_SOURCE if price is None else "stated in the request",
-        price_is_default=price is None,
-    )
+def _machine(engine: str, machine: Machine) -> MachineRecord:
+    host = MachineRecord(cpu=machine.cpu, cores=machine.cores, memory_bytes=machine.memory_bytes, os=machine.os)
+    if engine not in GPU_ENGINES:
+        return host
+    from .engines import cuda
+
+    return host.model_copy(update={"gpu": cuda.current_device().name, "gpu_count": 1})
+
+
+def default_price(engine: str, cores: int) -> tuple[float, str]:
+    """What an hour of this machine costs where nobody said, in USD, and where that is from.
+
+    Raises:
+        InvalidRequest: the engine runs on a GPU whose price is not in the catalogue.
+    """
+    if engine not in GPU_ENGINES:
+        return default_usd_per_hour(cores), DEFAULT_PRICE_SOURCE
+    from .cost.prices import usd_per_hour
+    from .engines import cuda
+
+    name = cuda.current_device().name
+    try:
+        chosen = usd_per_hour(name)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"the price of '{name}' is not in the catalogue; give price_per_hour in USD") from error
+    return chosen.usd_per_hour, f"default for '{name}': {chosen.describe}; state yours as price per hour"
+
+
+def _cost(record: Record, cores: int, total_seconds: float, video_seconds: float) -> Cost:
+    price = record.request.price_per_hour
+    usd, source = default_price(record.engine, cores) if price is None else (price, "stated in the request")
+    return cost_of(total_seconds, video_seconds, usd_per_hour=usd, price_source=source, price_is_default=price is None)
 
 
 def _uses_seed(request: ResolvedRequest, program: SamplerProgram) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .billing import Record, past_clip, write_receipt
+from .billing import Record, default_price, past_clip, write_receipt
 from .budget import Option, options_of
 from .bundle import Bundle, Verify
 from .clip import Clip
@@ -162,6 +162,8 @@ class Runtime:
         if self._closed:
             raise EngineError("the runtime was closed; load it again with Runtime.load")
         options = options_of(prompt, self._wanted(request), self.bundle.manifest, self._programs, self._foresight)
+        if options[0].request.price_per_hour is None:
+            default_price(self.engine, available_cores())  # refused before the work, not after it
         spending = Spending(options, start, self.bundle.name)
         spending.choose()
         report = on_progress or (lambda _stage, _done, _total: None)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sora_runtime.cost.check_catalogue import CATALOGUE, TABLES, Finding, check_catalogue
+from sora_runtime.cost.hardware import find_gpu
 from sora_runtime.errors import InvalidRequest
 
 TODAY = date(2026, 11, 22)
@@ -123,3 +124,21 @@ def test_a_folder_that_is_no_catalogue(folder: Path, tmp_path: Path) -> None:
     (folder / "claims.csv").write_bytes(b"id,\xff\n")
     with pytest.raises(InvalidRequest, match="cannot be read"):
         check(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100-sxm"),
+        ("NVIDIA H200", "h200-sxm"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA A100 80GB PCIe", "a100-80gb-pcie"),
+        ("NVIDIA B200", "b200"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx-6000-ada"),
+        ("NVIDIA L40S", "l40s"),
+        ("Tesla T4", "t4"),
+    ],
+)
+def test_a_gpu_is_known_by_its_drivers_name(name: str, gpu: str) -> None:
+    assert find_gpu(name).id == gpu

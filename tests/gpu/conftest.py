@@ -12,7 +12,7 @@ import pytest
 from gpu.doubles import CoreDouble, Gpu, tensorrt_double
 from sora_runtime import _core
 from sora_runtime.bundle import Bundle, find_bundle
-from sora_runtime.engines import tensorrt
+from sora_runtime.engines import cuda, tensorrt
 from sora_runtime.engines.cuda import CudaDevice
 from sora_runtime.engines.store import EngineKey, EngineStore, sha256_of
 
@@ -22,7 +22,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     """A machine with one GPU of compute capability 8.9, and TensorRT-RTX."""
     gpu = Gpu()
     device = CudaDevice(core=gpu)
-    monkeypatch.setattr(tensorrt, "current_device", lambda: device)
+    for module in (cuda, tensorrt):
+        monkeypatch.setattr(module, "current_device", lambda: device)
     monkeypatch.setattr(_core, "cuda", CoreDouble(gpu), raising=False)
     monkeypatch.setattr(tensorrt, "_module", lambda library: tensorrt_double(gpu))
     return gpu

@@ -190,7 +190,7 @@ class Buffer:
 class Gpu:
     """What the module `cuda.core` is to the code under test, and what happened."""
 
-    def __init__(self, capability: tuple[int, int] = (8, 9)) -> None:
+    def __init__(self, capability: tuple[int, int] = (8, 9), gpu_name: str = "NVIDIA GeForce RTX 4090") -> None:
         self.streams: dict[int, Stream] = {}
         self.buffers: list[Buffer] = []
         self.closed: list[Buffer] = []
@@ -200,7 +200,7 @@ class Gpu:
         gpu = self
 
         class Device:
-            name = "a double"
+            name = gpu_name
             compute_capability = capability
 
             def __init__(self, device_id: int | None = None) -> None:

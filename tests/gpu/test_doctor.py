@@ -64,7 +64,7 @@ def test_clips_are_held_against_the_cpus(gpu: Gpu, bundle: Path, monkeypatch: py
     monkeypatch.setattr(checks, "compare_frames", lambda device: "left to a GPU")
     clips = [ClipCheck("a double", lambda: bundle, 60.0), ClipCheck("one that asks for too much", lambda: bundle, 1e3)]
     found = {check.name: check for check in run_checks(clips)}
-    assert found["device"].detail == "a double, compute capability 8.9"
+    assert found["device"].detail == "NVIDIA GeForce RTX 4090, compute capability 8.9"
     assert found["clips in a double"].status == "passed" and found["graph against stream"].status == "passed"
     assert found["clips in one that asks for too much"].status == "failed"
     assert "1000 are expected" in found["clips in one that asks for too much"].detail

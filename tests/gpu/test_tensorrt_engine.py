@@ -13,6 +13,7 @@ from gpu.conftest import build_double
 from gpu.doubles import Broken, Buffer, Gpu, Operation, tensorrt_double
 from sora_runtime import Runtime
 from sora_runtime.bundle import Bundle
+from sora_runtime.cost.prices import usd_per_hour
 from sora_runtime.engines import cuda, tensorrt
 from sora_runtime.engines.cuda import CudaDevice
 from sora_runtime.engines.engine import TensorSpec
@@ -32,9 +33,24 @@ def test_a_clip_on_the_device_is_the_cpus(gpu: Gpu, bundle: Path) -> None:
         again = runtime.generate(**ASK)
         np.testing.assert_array_equal(first.frames, expected.frames)
         np.testing.assert_array_equal(again.frames, expected.frames)
+        assert first.receipt.machine.gpu == "NVIDIA GeForce RTX 4090" and first.receipt.machine.gpu_count == 1
+        cost = first.receipt.cost
+        assert cost.usd_per_hour == usd_per_hour("rtx-4090").usd_per_hour and cost.price_is_default
+        assert cost.price_source.startswith("default for 'NVIDIA GeForce RTX 4090': ")
         assert first.receipt.engine.name == "tensorrt_rtx" and first.receipt.evaluations.made == 6
     # Memory is taken for the first clip and none after it.
     assert sum(line.startswith("allocate") for line in gpu.log) == taken
+
+
+def test_a_gpu_without_a_price_asks_for_one_before_the_work(
+    gpu: Gpu, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda.current_device(), "name", "NVIDIA Something New")
+    with Runtime.load(bundle) as runtime:
+        with pytest.raises(InvalidRequest, match="the price of 'NVIDIA Something New' is not in the catalogue; give"):
+            runtime.generate(**ASK)
+        assert "execute" not in gpu.log
+        assert runtime.generate(**ASK, price_per_hour=2.0).receipt.cost.usd_per_hour == 2.0
 
 
 def test_engines_share_one_piece_of_scratch_memory(gpu: Gpu, bundle: Path) -> None:
@@ -81,7 +97,9 @@ def test_a_plan_that_was_changed_is_not_loaded(gpu: Gpu, bundle: Path) -> None:
 
 def test_what_the_library_refuses_is_one_sentence(gpu: Gpu, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device, library = tensorrt.current_device(), tensorrt_double(gpu)
-    with pytest.raises(EngineError, match=r"cannot load the engine of 'a\.onnx' on a double; build it again"):
+    with pytest.raises(
+        EngineError, match=r"cannot load the engine of 'a\.onnx' on NVIDIA GeForce RTX 4090; build it again"
+    ):
         TensorRtEngine(b"no plan", "a.onnx", device=device, library=library)
     graph = Bundle.load(bundle).path("text_encoder.onnx")
     engine = TensorRtEngine(str(graph).encode(), "a.onnx", device=device, library=library)

@@ -65,8 +65,14 @@ def _gpu(row: dict[str, str]) -> Gpu:
     )
 
 
+_MAKERS = ("nvidia", "geforce", "tesla")  # a driver puts them in front of a GPU's name
+
+
 def _plain(text: str) -> str:
-    return "".join(character for character in text.lower() if character.isalnum())
+    plain = "".join(character for character in text.lower() if character.isalnum())
+    for maker in _MAKERS:
+        plain = plain.removeprefix(maker)
+    return plain.removesuffix("generation")
 
 
 @cache
