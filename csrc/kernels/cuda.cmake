@@ -1,7 +1,7 @@
 # The CUDA kernels as the target sora_cuda, where SORA_CUDA is ON, or AUTO and there is an nvcc that compiles.
 #
 # An extension with them imports on machines without a driver: CUDA's runtime is linked statically.
-set(SORA_CUDA_TARGETS 80 86 89 90 100 120) # compute capabilities; what the nvcc at hand does not know is left out
+set(SORA_CUDA_TARGETS 75 80 86 89 90 100 120) # compute capabilities; what the nvcc at hand does not know is left out
 
 function(sora_no_cuda reason)
   if(SORA_CUDA STREQUAL "ON")
@@ -21,8 +21,17 @@ endif()
 
 # A compiler that cannot work with the host's would end the configuration, so it is tried first.
 set(trial ${CMAKE_CURRENT_BINARY_DIR}/cuda_trial)
-file(WRITE ${trial}.cu "__global__ void kernel() {}\nint main() { kernel<<<1, 1>>>(); }\n")
-execute_process(COMMAND ${SORA_NVCC} -std=c++20 -o ${trial} ${trial}.cu RESULT_VARIABLE failed OUTPUT_QUIET ERROR_QUIET)
+file(WRITE ${trial}.cu "
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <string>
+__global__ void kernel(float* x) { *x = std::bit_cast<float>(std::max(1, 2)) + static_cast<float>(std::sqrt(2.0)); }
+int main() { kernel<<<1, 1>>>(nullptr); }
+")
+execute_process(
+  COMMAND ${SORA_NVCC} -std=c++20 --expt-relaxed-constexpr -fmad=false -o ${trial} ${trial}.cu
+  RESULT_VARIABLE failed OUTPUT_QUIET ERROR_QUIET)
 execute_process(COMMAND ${SORA_NVCC} --list-gpu-arch OUTPUT_VARIABLE known ERROR_QUIET)
 if(failed)
   sora_no_cuda("'${SORA_NVCC}' does not compile")
@@ -36,6 +45,10 @@ foreach(target IN LISTS SORA_CUDA_TARGETS)
     set(newest ${target})
   endif()
 endforeach()
+if(NOT newest)
+  sora_no_cuda("'${SORA_NVCC}' knows none of the compute capabilities ${SORA_CUDA_TARGETS}")
+  return()
+endif()
 list(APPEND CMAKE_CUDA_ARCHITECTURES ${newest}-virtual) # PTX, for processors that come later
 set(CMAKE_CUDA_COMPILER ${SORA_NVCC})
 set(CMAKE_CUDA_STANDARD 20)

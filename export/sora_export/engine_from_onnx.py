@@ -51,11 +51,21 @@ class EngineOptions:
     timing_cache: Path | None = None
     """Where `tensorrt` keeps kernel timings between builds. TensorRT-RTX times nothing while it builds."""
 
+    @property
+    def user_allocation(self) -> bool:
+        """Whether all memory is the caller's, as TensorRT-RTX wants it for graphs; not with weights that are streamed."""
+        return self.library == "tensorrt_rtx" and self.weights != "streamed"
+
     def flags(self) -> tuple[tuple[str, str], ...]:
         """What of this changes the plan, for `EngineKey`."""
         workspace = "default" if self.workspace_bytes is None else str(self.workspace_bytes)
         unfused = str(self.unfused_attention).lower()
-        return (("unfused_attention", unfused), ("weights", self.weights), ("workspace_bytes", workspace))
+        return (
+            ("allocation", "user" if self.user_allocation else "default"),
+            ("unfused_attention", unfused),
+            ("weights", self.weights),
+            ("workspace_bytes", workspace),
+        )
 
 
 @dataclass(frozen=True)
@@ -234,6 +244,9 @@ def _configure(trt: Any, config: Any, options: EngineOptions, targets: list[Any]
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
             config.set_compute_capability(target, index)
+    if options.user_allocation:
+        # Else an engine may allocate while it runs, and then cannot be recorded in a CUDA graph.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     flags = {"streamed": ["WEIGHT_STREAMING"], "stripped": ["STRIP_PLAN", "REFIT_IDENTICAL"]}
     for flag in flags.get(options.weights, []):
         config.set_flag(getattr(trt.BuilderFlag, flag))

@@ -9,7 +9,7 @@ reuse decides by what was measured, the host must look at every row, and nothing
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ from .sampling.program import SamplerProgram
 
 _LOG = logging.getLogger(__name__)
 _FLOAT = np.dtype(np.float32)
+_STRUCTURES = 3  # of programs, whose memory and graphs are kept
+_ROWS_AHEAD = 2
 
 
 @dataclass
@@ -40,9 +42,11 @@ class _Prepared:
     sampler: Any
     contexts: list[list[Any]]  # [engine][unconditional]
     rows: int
+    used: list[Any] = field(default_factory=list)  # contexts that have run
     runs: int = 0
     graph: Any = None
     moves: int = 0  # of the device's scratch memory when it was recorded
+    why_not: str | None = None  # why there will be no graph
     statistics: _core.RunStatistics | None = None
     drawn: int = 0  # noise slots used in the run that is put on the stream
 
@@ -54,7 +58,7 @@ class CudaDenoiser:
         engines: by the sampler program's engine index; all of one shape bucket, on one device.
 
     Raises:
-        EngineError: the compiled core has no CUDA kernels.
+        EngineError: the compiled core has no CUDA kernels, or the engines do not fit each other.
     """
 
     def __init__(self, engines: Sequence[TensorRtEngine]) -> None:
@@ -63,7 +67,11 @@ class CudaDenoiser:
                 "this sora_runtime was built without CUDA kernels; install it where nvcc is "
                 "(SORA_CUDA=ON says what is wrong)"
             )
-        self._engines, self._device = engines, engines[0].device
+        first = engines[0]
+        for other in engines[1:]:
+            if (other.inputs, other.outputs, other.device) != (first.inputs, first.outputs, first.device):
+                raise EngineError("the experts of the bundle take different inputs; rebuild it with the same shapes")
+        self._engines, self._device = engines, first.device
         inputs, outputs = engines[0].inputs, engines[0].outputs
         self._input, self._output = inputs["hidden_states"], outputs["model_output"]
         self._timestep = inputs["timestep"]
@@ -71,7 +79,7 @@ class CudaDenoiser:
         self._shared = {name: spec for name, spec in conditions.items() if name in SHARED_CONDITIONS}
         self._texts = {name: spec for name, spec in conditions.items() if name not in SHARED_CONDITIONS}
         self._prepared: dict[object, _Prepared] = {}
-        self._spent = (0, 0.0)
+        self._evaluations, self._seconds = 0, 0.0
         self.observe: Callable[[int, Mapping[str, Array]], None] | None = None
         """Never called: what an engine on a device is given is not on the host."""
 
@@ -81,8 +89,15 @@ class CudaDenoiser:
         return self._input.shape
 
     def spent(self) -> tuple[int, float]:
-        """Network calls of the last run, and the seconds of the device that its denoising took."""
-        return self._spent
+        """Network calls of the run under way or else of the last one, and the device's seconds as far as it is."""
+        return self._evaluations, self._seconds
+
+    def how(self) -> str:
+        """How the last clip was put on the stream."""
+        last = next(reversed(self._prepared.values()), None)
+        if last is None or last.graph is None:
+            return f"call by call{'' if last is None or last.why_not is None else ': ' + last.why_not}"
+        return "one graph"
 
     def run(
         self,
@@ -100,51 +115,78 @@ class CudaDenoiser:
             EngineError: an engine or the device failed, or the latents diverged.
             CancelledError: stopped through `cancel`.
         """
-        self._device.enter()
-        prepared = self._of(program)
-        self._stage(prepared, program, embeddings, start, noise)
-        if cancel is not None and cancel.cancelled:
-            raise Cancelled("cancelled before the first of the denoising rows")
-        first = self._device.mark()
-        statistics = self._launch(prepared, on_step, cancel)
-        last = self._device.mark()
-        self._device.wait()
-        seconds = self._device.seconds(first, last)
+        with self._device.lock:
+            self._device.enter()
+            self._evaluations, self._seconds = 0, 0.0
+            prepared = self._of(program)
+            self._stage(prepared, program, embeddings, start, noise)
+            if cancel is not None and cancel.cancelled:
+                raise Cancelled("cancelled before the first of the denoising rows")
+            self._record(prepared)
+            try:
+                statistics = self._launch(prepared, on_step, cancel)
+            finally:
+                self._device.wait()  # whoever comes next, an exception of `on_step` included, finds the stream idle
         prepared.runs += 1
-        self._spent = (statistics.evaluations, seconds)
         latents: NDArray[np.float32] = prepared.result.array.copy()
         check_finite(latents)
-        return DenoiseResult(latents, statistics, seconds, timed_by_row=False)
+        return DenoiseResult(latents, statistics, self._seconds, timed_by_row=False)
+
+    def _record(self, prepared: _Prepared) -> None:
+        """From the second clip on, when engines have warmed up; what cannot be recorded is put call by call."""
+        if prepared.moves != self._device.moves:
+            prepared.graph = None
+        if prepared.graph is not None or prepared.runs == 0 or prepared.why_not is not None:
+            return
+        prepared.why_not = self._why_no_graph(prepared)
+        if prepared.why_not is None:
+            prepared.moves = self._device.moves
+            try:
+                prepared.graph = self._device.record(lambda: self._put(prepared, None, None))
+            except (EngineError, RuntimeError) as error:  # RuntimeError: a kernel that was refused
+                prepared.why_not = str(error)
+        if prepared.why_not is not None:
+            _LOG.info("clips of this program are not recorded as a graph: %s", prepared.why_not)
 
     def _launch(
         self, prepared: _Prepared, on_step: Callable[[int], None] | None, cancel: _core.CancelToken | None
     ) -> _core.RunStatistics:
-        """Puts a clip on the stream: call by call at first, which also warms engines up, then as one graph."""
-        if prepared.moves != self._device.moves:
-            prepared.graph = None
-        if prepared.graph is None and prepared.runs > 0:
-            reason = self._why_no_graph(prepared)
-            if reason is None:
-                prepared.moves = self._device.moves
-                prepared.graph = self._device.record(lambda: self._put(prepared, None, None))
-            else:
-                _LOG.info("clips of this program are not recorded as a graph: %s", reason)
+        first = self._device.mark()
         if prepared.graph is None:
-            return self._put(prepared, on_step, cancel)
-        prepared.graph.launch(self._device.stream)
-        assert prepared.statistics is not None
-        if on_step is not None:
+            statistics = self._put(prepared, self._paced(on_step), cancel)
+        else:
+            assert prepared.statistics is not None
+            prepared.graph.launch()
+            statistics = prepared.statistics
+        last = self._device.mark()
+        self._device.wait()
+        self._evaluations, self._seconds = statistics.evaluations, self._device.seconds(first, last)
+        if prepared.graph is not None and on_step is not None:
             on_step(prepared.rows)
-        return prepared.statistics
+        return statistics
+
+    def _paced(self, on_step: Callable[[int], None] | None) -> Callable[[int], None]:
+        """Reports a row when the one before it has passed, so that the host is never more than two rows ahead."""
+        marks: list[Any] = [self._device.mark()]
+
+        def report(done: int) -> None:
+            marks.append(self._device.mark())
+            if len(marks) > _ROWS_AHEAD:
+                passed = marks[-_ROWS_AHEAD]
+                passed.sync()
+                self._seconds = self._device.seconds(marks[0], passed)
+            if on_step is not None:
+                on_step(done)
+
+        return report
 
     def _why_no_graph(self, prepared: _Prepared) -> str | None:
         if prepared.statistics is not None and len(prepared.statistics.norms):
             return "step reuse decides by what is measured"
         stream = int(self._device.stream.handle)
-        for contexts in prepared.contexts:
-            for context in contexts:
-                if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(stream):
-                    return "an engine cannot be recorded"
+        for context in prepared.used:
+            if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(stream):
+                return "an engine cannot be recorded"
         return None
 
     def _put(
@@ -158,8 +200,11 @@ class CudaDenoiser:
 
         def evaluate(row: int, engine: int, _timestep: float, unconditional: bool) -> None:
             context = prepared.contexts[engine][unconditional]
+            if context not in prepared.used:
+                prepared.used.append(context)
             context.set_tensor_address("timestep", times + row * stride)
             self._engines[engine].enqueue(context)
+            self._evaluations += 1
 
         def draw(address: int, n: int) -> None:
             slot = layout.pieces[f"noise {prepared.drawn}"]
@@ -204,10 +249,16 @@ class CudaDenoiser:
             pieces[f"noise {slot}"].of(staged)[...] = noise.normal(self._input.shape)
 
     def _of(self, program: SamplerProgram) -> _Prepared:
+        """What the program's structure needs; the structures used longest ago give their memory back."""
         key = structure_of(program)
-        if key not in self._prepared:
-            self._prepared[key] = self._prepare(program)
-        return self._prepared[key]
+        prepared = self._prepared.pop(key, None)
+        if prepared is None:
+            while len(self._prepared) >= _STRUCTURES:
+                oldest = self._prepared.pop(next(iter(self._prepared)))
+                oldest.arena.close(self._device.stream)
+            prepared = self._prepare(program)
+        self._prepared[key] = prepared
+        return prepared
 
     def _prepare(self, program: SamplerProgram) -> _Prepared:
         device, rows = self._device, program.rows
@@ -276,6 +327,10 @@ class CudaDenoiser:
 
     def close(self) -> None:
         """Give back the engines and the memory."""
+        with self._device.lock:
+            self._close()
+
+    def _close(self) -> None:
         self._device.enter()
         self._device.wait()
         for prepared in self._prepared.values():

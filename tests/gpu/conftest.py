@@ -21,7 +21,7 @@ from sora_runtime.engines.store import EngineKey, EngineStore, sha256_of
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     """A machine with one GPU of compute capability 8.9, and TensorRT-RTX."""
     gpu = Gpu()
-    device = CudaDevice(core=gpu)
+    device = CudaDevice(core=gpu, driver=gpu.driver)
     for module in (cuda, tensorrt):
         monkeypatch.setattr(module, "current_device", lambda: device)
     monkeypatch.setattr(_core, "cuda", CoreDouble(gpu), raising=False)

@@ -65,16 +65,18 @@ class Stream:
 
     def record(self, event: Event | None = None, options: EventOptions | None = None) -> Event:
         made = event or Event(options or EventOptions())
-        self.put(Operation("event", made.pass_by, [], []))
+        made.stream, made.operation = self, Operation("event", made.pass_by, [], [])
+        self.put(made.operation)
         return made
-
-    def create_graph_builder(self) -> GraphBuilder:
-        return GraphBuilder(self)
 
     def sync(self) -> None:
         self.gpu.insist_no_recording("a wait")
         self.gpu.log.append("sync")
-        for operation in self.pending:
+        self.pass_until(None)
+
+    def pass_until(self, last: Operation | None) -> None:
+        while self.pending and (last is None or last in self.pending):
+            operation = self.pending.pop(0)
             now = [
                 hashlib.sha256(content(address, size)).digest()
                 for address, size in operation.reads
@@ -83,7 +85,6 @@ class Stream:
             if now != operation.seen:
                 raise Broken(f"the host changed what '{operation.what}' was still to read")
             operation.run()
-        self.pending.clear()
 
 
 @dataclass
@@ -99,6 +100,13 @@ class Event:
     def __init__(self, options: EventOptions) -> None:
         self._timed = options.timing_enabled
         self.at: int | None = None
+        self.stream: Stream
+        self.operation: Operation
+
+    def sync(self) -> None:
+        self.stream.gpu.insist_no_recording("a wait for an event")
+        self.stream.gpu.log.append("sync event")
+        self.stream.pass_until(self.operation)
 
     def pass_by(self) -> None:
         Event.passed += 1
@@ -112,32 +120,46 @@ class Event:
         return float(self.at - other.at)
 
 
-class GraphBuilder:
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._operations: list[Operation] = []
+class Driver:
+    """What `cuda.bindings.driver` is to the code under test; every call gives an error code first."""
 
-    def begin_building(self, mode: str | None = "relaxed") -> GraphBuilder:
-        self._stream.recording = self._operations
-        return self
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED=2)
 
-    def end_building(self) -> GraphBuilder:
-        self._stream.recording = None
-        return self
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self._graphs: list[list[Operation]] = []
+        self.destroyed = 0
 
-    def complete(self, options: Any = None) -> Graph:
-        return Graph(self._operations)
+    def cuStreamBeginCapture(self, hStream: int, mode: int) -> tuple[int]:  # noqa: N802, N803
+        self._gpu.insist_no_recording("a second recording")
+        self._gpu.streams[hStream].recording = []
+        return (0,)
 
+    def cuStreamEndCapture(self, hStream: int) -> tuple[int, Any]:  # noqa: N802, N803
+        stream = self._gpu.streams[hStream]
+        if stream.recording is None:
+            raise Broken("a recording that never began was ended")
+        graph, stream.recording = stream.recording, None
+        return (0, graph)
 
-class Graph:
-    def __init__(self, operations: list[Operation]) -> None:
-        self.operations = operations
+    def cuGraphInstantiate(self, hGraph: Any, flags: int) -> tuple[int, Any]:  # noqa: N802, N803
+        self._graphs.append(hGraph)
+        return (0, len(self._graphs) - 1)
 
-    def launch(self, stream: Stream) -> None:
-        stream.gpu.log.append("launch graph")
-        for each in self.operations:
+    def cuGraphDestroy(self, hGraph: Any) -> tuple[int]:  # noqa: N802, N803
+        return (0,)
+
+    def cuGraphExecDestroy(self, hGraphExec: int) -> tuple[int]:  # noqa: N802, N803
+        self.destroyed += 1
+        return (0,)
+
+    def cuGraphLaunch(self, hGraphExec: int, hStream: int) -> tuple[int]:  # noqa: N802, N803
+        stream = self._gpu.streams[hStream]
+        self._gpu.log.append("launch graph")
+        for each in self._graphs[hGraphExec]:
             # Memory that was given back since is seen here, as `put` looks for it.
             stream.put(Operation(f"replay {each.what}", each.run, each.reads, each.writes))
+        return (0,)
 
 
 class Buffer:
@@ -196,6 +218,7 @@ class Gpu:
         self.closed: list[Buffer] = []
         self.log: list[str] = []
         self.records_engines = True
+        self.driver = Driver(self)
         self.current = threading.local()  # as contexts are
         gpu = self
 

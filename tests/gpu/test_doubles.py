@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from gpu.doubles import Buffer, Context, CudaEngine, EventOptions, Gpu, GraphBuilder, Stream, tensorrt_double
+from gpu.doubles import Buffer, Context, CudaEngine, Driver, Event, EventOptions, Gpu, Stream, tensorrt_double
 
+_TYPES = ("CUstreamCaptureMode", "long")
 core = pytest.importorskip("cuda.core")
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -39,7 +40,8 @@ def arguments(function: Any) -> list[str]:
     ("double", "name", "methods"),
     [
         (Gpu().Device, "Device", ["set_current", "create_stream", "allocate"]),
-        (Stream, "Stream", ["sync", "record", "create_graph_builder"]),
+        (Stream, "Stream", ["sync", "record"]),
+        (Event, "Event", ["sync"]),
         (Buffer, "Buffer", ["copy_to", "close", "from_handle"]),
         (Gpu().LegacyPinnedMemoryResource, "LegacyPinnedMemoryResource", ["allocate"]),
     ],
@@ -55,13 +57,12 @@ def test_methods_of_cuda_core_take_what_the_doubles_take(double: Any, name: str,
         assert set(arguments(getattr(double, method))) <= set(known), f"{name}.{method}"
 
 
-def test_graphs_of_cuda_core_take_what_the_doubles_take() -> None:
-    from cuda.core import graph
-
-    for method in ("begin_building", "end_building", "complete"):
-        assert set(arguments(getattr(GraphBuilder, method))) <= set(stub("GraphBuilder")[method])
-        assert hasattr(graph.GraphBuilder, method)
-    assert stub("Graph")["launch"] == ["self", "stream"]
+def test_calls_of_the_driver_take_what_the_doubles_take() -> None:
+    driver = pytest.importorskip("cuda.bindings.driver")
+    for name in (name for name in vars(Driver) if name.startswith("cu")):
+        known = re.findall(r"\w+(?=[,:)])", (getattr(driver, name).__doc__ or "").splitlines()[0])
+        assert arguments(getattr(Driver, name))[1:] == [word for word in known if word not in _TYPES], name
+    assert int(driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED) == 2
     assert all(hasattr(core.EventOptions(), name) for name in vars(EventOptions()))
 
 

@@ -72,7 +72,7 @@ def test_an_engine_that_was_not_built_for_this_device_is_named(gpu: Gpu, bundle:
     loaded = Bundle.load(bundle)
     graph = "text_encoder.onnx"
     place = loaded.path(graph), loaded.fingerprint(graph), "tensorrt_rtx"
-    elsewhere = CudaDevice(core=Gpu((12, 0)))
+    elsewhere = CudaDevice(core=Gpu((12, 0)), driver=object())
     with pytest.raises(
         EngineError,
         match=r"for tensorrt_rtx 1\.7\.1 and compute capability 12\.0.*there is one of "
@@ -132,17 +132,17 @@ def test_without_a_device_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(
         EngineError, match=r"CUDA device 1 cannot be used \(CUDA_ERROR_INVALID_DEVICE.*install an NVIDIA"
     ):
-        CudaDevice(1, core=gpu)
+        CudaDevice(1, core=gpu, driver=gpu.driver)
     monkeypatch.setitem(__import__("sys").modules, "cuda.core", None)
     with pytest.raises(EngineError, match=r"cuda\.core cannot be imported .*; pip install cuda-core"):
-        cuda._import_core()
+        cuda._import("cuda.core")
 
 
 # The doubles themselves: each of these mistakes is seen.
 
 
 def copied(gpu: Gpu) -> tuple[CudaDevice, Any, Buffer]:
-    device = CudaDevice(core=gpu)
+    device = CudaDevice(core=gpu, driver=gpu.driver)
     staged = device.pinned(TensorSpec((4,), np.dtype(np.float32)))
     memory = device.allocate(staged.buffer.size)
     staged.array[:] = 1

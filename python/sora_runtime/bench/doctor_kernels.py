@@ -69,7 +69,7 @@ def compare_graph(device: CudaDevice) -> str:
 
 
 def compare_frames(device: CudaDevice) -> str:
-    """Decoded values to rgb8, one seam and the decoder's scale."""
+    """Decoded values to rgb8."""
     frames = np.random.default_rng(3).standard_normal((3, 5, 48, 64)).astype(np.float32)
     expected = _core.frames_to_rgb8(frames)
     staged, memory = _on(device, frames)
@@ -191,7 +191,7 @@ class _OnDevice:
         found = []
         for start in starts:
             self._start.array[:] = start
-            graph.launch(self._device.stream)
+            graph.launch()
             self._device.wait()
             found.append(self._result.array.copy())
         return found

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from functools import cache
+import importlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,13 +25,17 @@ class CudaDevice:
     Args:
         index: of the device.
         core: the module `cuda.core`, if not the installed one.
+        driver: the module `cuda.bindings.driver`, likewise.
 
     Raises:
         EngineError: cuda.core is not installed, or there is no driver or no such device.
     """
 
-    def __init__(self, index: int = 0, *, core: Any = None) -> None:
-        self._core: Any = _import_core() if core is None else core
+    def __init__(self, index: int = 0, *, core: Any = None, driver: Any = None) -> None:
+        self._core: Any = _import("cuda.core") if core is None else core
+        self._driver: Any = _import("cuda.bindings.driver") if driver is None else driver
+        self.lock = threading.RLock()
+        """Held by whoever puts work on the stream, until it is done: a recording takes in whatever comes meanwhile."""
         try:
             self._device = self._core.Device(index)
             self._device.set_current()
@@ -49,12 +56,14 @@ class CudaDevice:
 
     def allocate(self, size: int) -> Any:
         """A Buffer of so many bytes on the device; it is there for whatever follows on the stream."""
-        return self._device.allocate(max(size, 1), stream=self.stream)
+        with self._explained(f"has no {size:,} bytes of memory"):
+            return self._device.allocate(max(size, 1), stream=self.stream)
 
     def pinned(self, spec: TensorSpec) -> PinnedArray:
         """An array on the host that copies to and from the device need not wait for."""
         size = max(int(np.prod(spec.shape)) * spec.dtype.itemsize, 1)
-        return PinnedArray(self._host.allocate(size, stream=self.stream), spec)
+        with self._explained(f"could not get {size:,} bytes of the host's memory"):
+            return PinnedArray(self._host.allocate(size, stream=self.stream), spec)
 
     def scratch(self, size: int) -> Any:
         """A Buffer of at least so many bytes that whatever runs on the stream may use while it runs.
@@ -62,16 +71,17 @@ class CudaDevice:
         Networks of a clip never run together, so it is one for all.
         """
         if self._scratch is None or self._scratch.size < size:
-            grown = self.allocate(size)
+            self.moves += 1
             if self._scratch is not None:
                 self._scratch.close(self.stream)  # after what is under way has used it
-            self._scratch = grown
-            self.moves += 1
+                self._scratch = None
+            self._scratch = self.allocate(size)
         return self._scratch
 
     def copy(self, source: Any, at: int, target: Any, to: int, size: int) -> None:
         """Put a copy between parts of two Buffers on the stream."""
-        self._part(source, at, size).copy_to(self._part(target, to, size), stream=self.stream)
+        with self._explained("refused a copy"):
+            self._part(source, at, size).copy_to(self._part(target, to, size), stream=self.stream)
 
     def _part(self, buffer: Any, offset: int, size: int) -> Any:
         return self._core.Buffer.from_handle(int(buffer.handle) + offset, size, owner=buffer)
@@ -85,24 +95,38 @@ class CudaDevice:
         """What the device took from one moment to another, by its own clock."""
         return float(last - first) / 1e3
 
-    def record(self, put: Callable[[], object]) -> Any:
+    def record(self, put: Callable[[], object]) -> CudaGraph:
         """A CUDA graph of everything that `put` puts on the stream, none of which happens now.
 
         Raises:
             EngineError: something of it cannot be recorded.
+            Exception: whatever `put` raises; the stream records no more then.
         """
+        driver, stream = self._driver, self.stream.handle
+        with self._explained("cannot record a clip as a graph"):
+            _result(driver.cuStreamBeginCapture(stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED))
         try:
-            builder = self.stream.create_graph_builder()
-            builder.begin_building()
-            try:
-                put()
-            finally:
-                builder.end_building()
-            return builder.complete()
+            put()
+        except BaseException:
+            driver.cuStreamEndCapture(stream)  # whatever it says, the stream is free again
+            raise
+        with self._explained("cannot record a clip as a graph"):
+            graph = _result(driver.cuStreamEndCapture(stream))
+            executable = _result(driver.cuGraphInstantiate(graph, 0))
+            _result(driver.cuGraphDestroy(graph))
+        return CudaGraph(driver, executable, stream)
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """The libraries' exceptions, whose classes have nothing in common, as an EngineError."""
+        try:
+            yield
         except EngineError:
             raise
         except Exception as error:
-            raise EngineError(f"{self.name} cannot record a clip as a graph ({_first_line(error)})") from error
+            raise EngineError(
+                f"{self.name} {what} ({_first_line(error)}); use a smaller size, or close what else uses the device"
+            ) from error
 
     def wait(self) -> None:
         """Until all that was asked of the device is done.
@@ -110,13 +134,31 @@ class CudaDevice:
         Raises:
             EngineError: some of it failed.
         """
-        try:
+        with self._explained("failed at what it was given"):
             self.stream.sync()
-        except Exception as error:
-            raise EngineError(
-                f"{self.name} failed at what it was given ({_first_line(error)}); run it again, and if it fails again "
-                "use a smaller size"
-            ) from error
+
+
+class CudaGraph:
+    """Work that was recorded, to be launched again and again on the stream where it was."""
+
+    def __init__(self, driver: Any, executable: Any, stream: Any) -> None:
+        self._driver, self._executable, self._stream = driver, executable, stream
+        weakref.finalize(self, driver.cuGraphExecDestroy, executable)
+
+    def launch(self) -> None:
+        """Put all of it on the stream; raises `EngineError`."""
+        try:
+            _result(self._driver.cuGraphLaunch(self._executable, self._stream))
+        except RuntimeError as error:
+            raise EngineError(f"a recorded clip cannot be launched ({error}); load the model again") from error
+
+
+def _result(answer: tuple[Any, ...]) -> Any:
+    """What a call of the driver gives beside its error code; raises RuntimeError where that says so."""
+    code, *rest = answer
+    if int(code) != 0:
+        raise RuntimeError(getattr(code, "name", str(code)))
+    return rest[0] if rest else None
 
 
 class PinnedArray:
@@ -130,18 +172,23 @@ class PinnedArray:
         self.array: Array = bytes_[:count].view(spec.dtype).reshape(spec.shape)
 
 
-@cache
+_OPENING = threading.Lock()
+_opened: list[CudaDevice] = []
+
+
 def current_device() -> CudaDevice:
     """The process's device 0, opened by whoever asks first."""
-    return CudaDevice()
+    with _OPENING:
+        if not _opened:
+            _opened.append(CudaDevice())
+        return _opened[0]
 
 
-def _import_core() -> Any:
+def _import(name: str) -> Any:
     try:
-        import cuda.core
+        return importlib.import_module(name)
     except ImportError as error:
-        raise EngineError(f"cuda.core cannot be imported ({error}); {INSTALL_CUDA}") from error
-    return cuda.core
+        raise EngineError(f"{name} cannot be imported ({error}); {INSTALL_CUDA}") from error
 
 
 def _first_line(error: Exception) -> str:

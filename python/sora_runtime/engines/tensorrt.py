@@ -45,6 +45,7 @@ class TensorRtEngine:
     def __init__(self, plan: bytes, name: str, *, device: CudaDevice, library: Any) -> None:
         self._name, self._device, self._library = name, device, library
         self._idle: list[_Context] = []
+        device.enter()
         self._runtime = library.Runtime(_logger(library))
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
@@ -70,11 +71,12 @@ class TensorRtEngine:
 
         Each binding has a context and device memory of its own; a run copies inputs in and outputs out.
         """
-        self._device.enter()
         problem = check_arrays(arrays, {**self.inputs, **self.outputs})
         if problem is not None:
             raise EngineError(f"'{self._name}' cannot be bound: {problem}")
-        return TensorRtBinding(self, arrays)
+        with self._device.lock:
+            self._device.enter()
+            return TensorRtBinding(self, arrays)
 
     def take(self) -> _Context:
         """A context with memory of its own, one that nobody is tied to any more if there is one."""
@@ -156,6 +158,10 @@ class TensorRtBinding:
 
     def run(self) -> None:
         """Evaluate once, and return when the outputs are in the caller's arrays."""
+        with self._engine.device.lock:
+            self._run()
+
+    def _run(self) -> None:
         device, own = self._engine.device, self._own
         device.enter()
         for name in self._engine.inputs:
