@@ -53,7 +53,7 @@ class EngineOptions:
 
     @property
     def user_allocation(self) -> bool:
-        """Whether all memory is the caller's, as TensorRT-RTX wants it for graphs; not with weights that are streamed."""
+        """Whether all memory is the caller's, as TensorRT-RTX wants it for graphs; not with streamed weights."""
         return self.library == "tensorrt_rtx" and self.weights != "streamed"
 
     def flags(self) -> tuple[tuple[str, str], ...]:
