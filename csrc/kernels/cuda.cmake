@@ -51,14 +51,12 @@ if(NOT newest)
 endif()
 list(APPEND CMAKE_CUDA_ARCHITECTURES ${newest}-virtual) # PTX, for processors that come later
 set(CMAKE_CUDA_COMPILER ${SORA_NVCC})
-set(CMAKE_CUDA_STANDARD 20)
-set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
 
 add_library(sora_cuda OBJECT csrc/kernels/cuda.cu csrc/sampler/device_cuda.cpp)
 # As on the host: no contraction to FMA, no fast math.
 target_compile_options(sora_cuda PRIVATE
-  "$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;--expt-relaxed-constexpr;-Xcompiler=-ffp-contract=off;--threads=0>")
+  "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-fmad=false;--expt-relaxed-constexpr;-Xcompiler=-ffp-contract=off;--threads=0>")
 target_link_libraries(sora_cuda PRIVATE sora_flags)
 message(STATUS "CUDA kernels for ${CMAKE_CUDA_ARCHITECTURES}")
