@@ -38,25 +38,39 @@ if(failed)
   return()
 endif()
 
-set(CMAKE_CUDA_ARCHITECTURES "")
+set(code "")
 foreach(target IN LISTS SORA_CUDA_TARGETS)
   if("${known}\n" MATCHES "compute_${target}\n")
-    list(APPEND CMAKE_CUDA_ARCHITECTURES ${target}-real)
+    list(APPEND code "-gencode=arch=compute_${target},code=sm_${target}")
     set(newest ${target})
   endif()
 endforeach()
-if(NOT newest)
-  sora_no_cuda("'${SORA_NVCC}' knows none of the compute capabilities ${SORA_CUDA_TARGETS}")
+# nvcc may be a script or a link; where it really lies it says itself.
+execute_process(COMMAND ${SORA_NVCC} --dryrun -c ${trial}.cu OUTPUT_VARIABLE said ERROR_VARIABLE said)
+string(REGEX MATCH "TOP=([^\n\r]+)" found "${said}")
+string(STRIP "${CMAKE_MATCH_1}" top)
+find_library(SORA_CUDART cudart_static NO_CACHE HINTS ${top}/lib64 ${top}/lib ${top}/targets/x86_64-linux/lib
+  ${top}/targets/sbsa-linux/lib)
+if(NOT newest OR NOT SORA_CUDART)
+  sora_no_cuda("'${SORA_NVCC}' knows none of the compute capabilities ${SORA_CUDA_TARGETS}, or has no cudart_static")
   return()
 endif()
-list(APPEND CMAKE_CUDA_ARCHITECTURES ${newest}-virtual) # PTX, for processors that come later
-set(CMAKE_CUDA_COMPILER ${SORA_NVCC})
-set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
-enable_language(CUDA)
+list(APPEND code "-gencode=arch=compute_${newest},code=compute_${newest}") # PTX, for processors that come later
 
-add_library(sora_cuda OBJECT csrc/kernels/cuda.cu csrc/sampler/device_cuda.cpp)
-# As on the host: no contraction to FMA, no fast math.
-target_compile_options(sora_cuda PRIVATE
-  "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-fmad=false;--expt-relaxed-constexpr;-Xcompiler=-ffp-contract=off;--threads=0>")
-target_link_libraries(sora_cuda PRIVATE sora_flags)
-message(STATUS "CUDA kernels for ${CMAKE_CUDA_ARCHITECTURES}")
+# Not CMake's own language CUDA: whether 3.25 knows C++20 of a newer nvcc depends on what lies in the build folder.
+# As on the host there is no contraction to FMA and no fast math.
+set(SORA_CUDA_FLAGS -std=c++20 -fmad=false --expt-relaxed-constexpr -Xcompiler=-ffp-contract=off)
+set(sources ${PROJECT_SOURCE_DIR}/csrc)
+file(GLOB headers ${sources}/kernels/*.h ${sources}/kernels/*.cuh ${sources}/core/*.h)
+set(object ${CMAKE_CURRENT_BINARY_DIR}/sora_cuda_kernels.o)
+add_custom_command(
+  OUTPUT ${object}
+  COMMAND ${SORA_NVCC} -c -O3 ${SORA_CUDA_FLAGS} ${code} --threads=0 -Xcompiler=-fPIC,-fvisibility=hidden
+          -I${sources} ${sources}/kernels/cuda.cu -o ${object}
+  DEPENDS ${sources}/kernels/cuda.cu ${headers}
+  COMMENT "Compiling the CUDA kernels"
+  VERBATIM)
+add_library(sora_cuda STATIC csrc/sampler/device_cuda.cpp ${object})
+set_source_files_properties(${object} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
+target_link_libraries(sora_cuda PRIVATE sora_flags PUBLIC ${SORA_CUDART} ${CMAKE_DL_LIBS} Threads::Threads rt)
+message(STATUS "CUDA kernels for ${SORA_CUDA_TARGETS} and PTX by ${SORA_NVCC}")

@@ -23,7 +23,7 @@ needs_cuda = pytest.mark.skipif(not BUILT, reason="the module was built where no
 
 def compiled(target: str, file: Path) -> str:
     """Compiles the kernels for one target with the recipe's flags; returns what ptxas reports."""
-    flags = re.search(r"COMPILE_LANGUAGE:CUDA>:([^>]+)>", RECIPE)[1].split(";")  # type: ignore[index]
+    flags = re.search(r"SORA_CUDA_FLAGS ([^)]+)\)", RECIPE)[1].split()  # type: ignore[index]
     command = ["nvcc", "-O3", *flags, "-Xptxas=-v", f"-I{ROOT / 'csrc'}", "-cubin", f"-arch=sm_{target}"]
     done = subprocess.run(
         [*command, str(KERNELS / "cuda.cu"), "-o", str(file)], capture_output=True, text=True, check=False
