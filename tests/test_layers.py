@@ -14,6 +14,7 @@ CSRC = {
     "kernels": {"core", "kernels"},
     "sampler": {"core", "kernels", "sampler"},
     "cache": {"core", "cache"},
+    "onnxruntime": {"kernels", "onnxruntime"},
     "bindings": {"core", "kernels", "sampler", "cache", "bindings"},
 }
 

@@ -1,4 +1,4 @@
-// A float buffer aligned for vector loads and non-temporal stores.
+// Buffers aligned for vector loads, tiles and non-temporal stores.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +10,17 @@ namespace sora::core {
 inline constexpr std::size_t kAlignment = 64;
 
 struct AlignedDelete {
-  void operator()(float* data) const { ::operator delete[](data, std::align_val_t{kAlignment}); }
+  void operator()(void* data) const { ::operator delete[](data, std::align_val_t{kAlignment}); }
 };
-using AlignedFloats = std::unique_ptr<float[], AlignedDelete>;
+template <class Element>
+using Aligned = std::unique_ptr<Element[], AlignedDelete>;
+using AlignedFloats = Aligned<float>;
 
-// Uninitialised storage of n floats, 64-byte aligned.
-inline AlignedFloats make_aligned_floats(std::int64_t n) {
-  return AlignedFloats(new (std::align_val_t{kAlignment}) float[static_cast<std::size_t>(n)]);
+// Uninitialised storage of n elements of a plain type, 64-byte aligned.
+template <class Element>
+Aligned<Element> make_aligned(std::int64_t n) {
+  return Aligned<Element>(new (std::align_val_t{kAlignment}) Element[static_cast<std::size_t>(n)]);
 }
+inline AlignedFloats make_aligned_floats(std::int64_t n) { return make_aligned<float>(n); }
 
 }  // namespace sora::core

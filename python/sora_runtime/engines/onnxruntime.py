@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ..errors import EngineError
+from . import own_kernels
 from .engine import Array, TensorSpec, check_arrays
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -31,12 +32,15 @@ class OnnxRuntimeEngine:
         graph: an .onnx file; external data is found beside it and memory-mapped.
         num_threads: threads of one evaluation.
         stay_awake: its threads wait busily between evaluations, for graphs that take less time than waking them.
+        own_operators: int8 graphs use this project's operators; unless told, where they are faster.
 
     Raises:
         EngineError: the graph cannot be loaded, or has a shape that is not static.
     """
 
-    def __init__(self, graph: Path, *, num_threads: int, stay_awake: bool = False) -> None:
+    def __init__(
+        self, graph: Path, *, num_threads: int, stay_awake: bool = False, own_operators: bool | None = None
+    ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.inter_op_num_threads = 1
@@ -46,7 +50,8 @@ class OnnxRuntimeEngine:
             options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = _FATAL_ONLY  # errors arrive as exceptions
         try:
-            self._session: Any = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+            model = _model(graph, options, own_kernels.wanted() if own_operators is None else own_operators)
+            self._session: Any = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library raises a dozen unrelated classes
             raise EngineError(
                 f"ONNX Runtime cannot load '{graph}' ({_first_line(error)}); rebuild the bundle"
@@ -110,6 +115,16 @@ class OnnxRuntimeBinding:
             raise EngineError(
                 f"ONNX Runtime failed at '{self._graph}' ({_first_line(error)}); use a smaller size if memory ran out"
             ) from error
+
+
+def _model(graph: Path, options: Any, own_operators: bool) -> str | bytes:
+    """What a session is made of: the file, or its bytes with other operators."""
+    changed = own_kernels.with_own_operators(graph.read_bytes()) if own_operators else None
+    if changed is None:
+        return str(graph)
+    options.register_custom_ops_library(str(own_kernels.LIBRARY))
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
+    return changed
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,83 @@
+// Chooses the kind of tiles, and packs weights for both.
+#include <algorithm>
+#include <vector>
+
+#if defined(SORA_HAS_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "kernels/tile_kernels.h"
+
+namespace sora::kernels {
+
+#if defined(SORA_HAS_AMX)
+namespace {
+
+// Linux gives the 8 KiB of tile registers only to a process that asks (Documentation/arch/x86/xstate.rst).
+bool ask_for_tiles() {
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+bool find_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__builtin_cpu_supports("avx512f") == 0 || __builtin_cpu_supports("avx512bw") == 0 ||
+      __builtin_cpu_supports("avx512vl") == 0 || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) {
+    return false;
+  }
+  constexpr unsigned kBfloat16 = 1U << 22, kTile = 1U << 24, kInt8 = 1U << 25;
+  const bool tiles = (d & kBfloat16) != 0 && (d & kTile) != 0 && (d & kInt8) != 0;
+  constexpr unsigned kAvx512Bfloat16 = 1U << 5;
+  return tiles && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kAvx512Bfloat16) != 0 && ask_for_tiles();
+}
+
+}  // namespace
+
+bool has_amx() {
+  static const bool has = find_amx();
+  return has;
+}
+
+const TileKernels& tile_kernels() { return has_amx() ? tile_kernels_amx() : tile_kernels_plain(); }
+#else
+bool has_amx() { return false; }
+
+const TileKernels& tile_kernels() { return tile_kernels_plain(); }
+#endif
+
+PackedLinear pack_linear(const std::int8_t* weights, const float* scale, bool one_scale, const float* bias,
+                         std::int64_t in, std::int64_t out, bool gelu) {
+  constexpr std::int64_t kColumns = 16, kRows = 16, kTogether = 4, kPair = 2 * kColumns;
+  const std::int64_t chunks = (in + kRows * kTogether - 1) / (kRows * kTogether), pairs = (out + kPair - 1) / kPair;
+  PackedLinear packed{in, out, gelu, {}, {}, {}, {}};
+  const std::int64_t size = pairs * kPair * chunks * kRows * kTogether;
+  packed.tiles = core::make_aligned<std::int8_t>(size);
+  std::fill_n(packed.tiles.get(), size, std::int8_t{0});
+  for (core::AlignedFloats* each : {&packed.scale, &packed.bias, &packed.columns}) {
+    *each = core::make_aligned_floats(pairs * kPair);
+    std::fill_n(each->get(), pairs * kPair, 0.0F);
+  }
+  for (std::int64_t n = 0; n < out; ++n) {
+    packed.scale[n] = scale[one_scale ? 0 : n];
+    if (bias != nullptr) packed.bias[n] = bias[n];
+  }
+  std::vector<std::int32_t> columns(static_cast<std::size_t>(out));
+  for (std::int64_t k = 0; k < in; ++k) {
+    const std::int8_t* row = weights + k * out;
+    const std::int64_t chunk = k / (kRows * kTogether), r = k / kTogether % kRows;
+    for (std::int64_t begin = 0; begin < out; begin += kColumns) {
+      const std::int64_t tile = (begin / kPair * chunks + chunk) * 2 + begin / kColumns % 2;
+      std::int8_t* to = packed.tiles.get() + (tile * kRows + r) * kColumns * kTogether + k % kTogether;
+      for (std::int64_t n = 0; n < std::min(kColumns, out - begin); ++n) {
+        to[n * kTogether] = row[begin + n];
+        columns[static_cast<std::size_t>(begin + n)] += row[begin + n];
+      }
+    }
+  }
+  std::copy(columns.begin(), columns.end(), packed.columns.get());
+  return packed;
+}
+
+}  // namespace sora::kernels
