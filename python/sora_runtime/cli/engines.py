@@ -40,7 +40,18 @@ def _record(cuda: CudaStatus, libraries: list[LibraryStatus], store: EngineStore
         for folder, manifest in store.entries()
     ]
     cache = {"folder": str(store.root), "max_bytes": store.max_bytes, "engines": entries}
-    return {"cuda": asdict(cuda), "libraries": [asdict(library) for library in libraries], "cache": cache}
+    return {
+        "cuda": asdict(cuda),
+        "libraries": [asdict(library) for library in libraries],
+        "own_int8_operators": _own_operators(),
+        "cache": cache,
+    }
+
+
+def _own_operators() -> bool:
+    from sora_runtime.engines.own_kernels import wanted
+
+    return wanted()
 
 
 def _tables(cuda: CudaStatus, libraries: list[LibraryStatus], store: EngineStore) -> Iterator[RenderableType]:
@@ -50,7 +61,8 @@ def _tables(cuda: CudaStatus, libraries: list[LibraryStatus], store: EngineStore
     missing = [(library.name, f"{library.reason}; {library.remedy}") for library in libraries if library.reason]
     if missing:
         yield facts(missing)
-    yield facts([("GPU", _gpu(cuda)), ("cache", _cache(store))])
+    int8 = "attention and linears of sora-runtime (AMX)" if _own_operators() else "ONNX Runtime's operators (no AMX here)"
+    yield facts([("int8 on this CPU", int8), ("GPU", _gpu(cuda)), ("cache", _cache(store))])
 
 
 def _row(library: LibraryStatus) -> tuple[str, ...]:

@@ -246,7 +246,7 @@ TABLES = {
     "product.fp32": "FLOP/s of float32 matrix products by rows and harmonic mean of their inputs and outputs",
     "product.int8": "the same with int8 weights and activations quantised on the way",
     "attention.fp32": "FLOP/s of ONNX's attention, which keeps all scores (float32 bundles)",
-    "attention.int8": "FLOP/s of ONNX Runtime's blockwise attention (int8 bundles)",
+    "attention.int8": "FLOP/s of the blockwise attention of int8 bundles",
     "convolution.fp32": "FLOP/s of causal 3x3x3 convolutions by channels and positions",
     "rest.transformer": "counted elements/s of all else in a transformer's block, by elements of one block",
     "rest.convolution": "counted elements/s of all else around one convolution, by channels and positions",
