@@ -61,7 +61,9 @@ def _tables(cuda: CudaStatus, libraries: list[LibraryStatus], store: EngineStore
     missing = [(library.name, f"{library.reason}; {library.remedy}") for library in libraries if library.reason]
     if missing:
         yield facts(missing)
-    int8 = "attention and linears of sora-runtime (AMX)" if _own_operators() else "ONNX Runtime's operators (no AMX here)"
+    int8 = (
+        "sora-runtime's own operators (AMX)" if _own_operators() else "ONNX Runtime's alone (no AMX)"
+    )
     yield facts([("int8 on this CPU", int8), ("GPU", _gpu(cuda)), ("cache", _cache(store))])
 
 

@@ -9,21 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-_BYTES = 2  # the wire type of fields that hold bytes
+_INTEGER, _BYTES = 0, 2  # wire types of fields
 # Numbers of fields: of a model, of a graph, of a tensor, of a value, of a node.
 GRAPH, OPSET = 7, 8
 NODE, INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT, VALUE_INFO = 1, 5, 11, 12, 13
 _TENSOR_NAME, _VALUE_NAME = 8, 1
+_ONE_INTEGER, _INTEGERS = 3, 8  # of an attribute
 INPUT, OUTPUT, OPERATOR, ATTRIBUTE, DOMAIN = 1, 2, 4, 5, 7
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a message: its number, the whole of it, and what it holds if that is bytes."""
+    """One field of a message: its number, the whole of it, and the bytes or the integer that it holds."""
 
     number: int
     raw: bytes
     content: bytes
+    integer: int = 0
 
     @property
     def name(self) -> bytes:
@@ -60,6 +62,19 @@ class Message:
         """Domain and operator of a node."""
         return self.one(DOMAIN), self.one(OPERATOR)
 
+    @property
+    def integers(self) -> dict[bytes, list[int]]:
+        """The attributes of a node that are integers, one or several, by name."""
+        found = {}
+        for content in self.all(ATTRIBUTE):
+            attribute = Message(content)
+            several = [field for field in attribute.fields if field.number == _INTEGERS]
+            packed = [value for field in several for value in _varints(field.content)]
+            alone = [field.integer for field in several if not field.content]
+            one = [field.integer for field in attribute.fields if field.number == _ONE_INTEGER]
+            found[attribute.one(1)] = packed or alone or one
+        return found
+
 
 def graph_of(model: bytes) -> Message | None:
     """The graph of a model."""
@@ -88,13 +103,20 @@ def _fields(message: bytes) -> Iterator[Field]:
     while at < len(message):
         begin = at
         key, at = _varint(message, at)
-        size = {0: 0, 1: 8, 5: 4}.get(key & 7, 0)
-        if key & 7 in (0, _BYTES):
+        kind, value = key & 7, 0
+        if kind in (_INTEGER, _BYTES):
             value, at = _varint(message, at)
-            size = value if key & 7 == _BYTES else 0
-        content = message[at : at + size] if key & 7 == _BYTES else b""
+        size = value if kind == _BYTES else {1: 8, 5: 4}.get(kind, 0)
+        content = message[at : at + size] if kind == _BYTES else b""
         at += size
-        yield Field(key >> 3, message[begin:at], content)
+        yield Field(key >> 3, message[begin:at], content, value if kind == _INTEGER else 0)
+
+
+def _varints(packed: bytes) -> Iterator[int]:
+    at = 0
+    while at < len(packed):
+        value, at = _varint(packed, at)
+        yield value
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

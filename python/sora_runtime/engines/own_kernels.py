@@ -1,7 +1,8 @@
 """Points nodes of int8 graphs to this project's own operators for ONNX Runtime (csrc/onnxruntime/operators.cpp).
 
-They have the names, inputs and attributes of ONNX Runtime's `DynamicQuantizeMatMul` and `MultiHeadAttention`, so that a
-bundle is the same for every machine and only the domain of a node changes when a session is made.
+Linears and attention have the names, inputs and attributes of ONNX Runtime's `DynamicQuantizeMatMul` and
+`MultiHeadAttention`, so that a bundle is the same for every machine and only the domain of a node changes when a
+session is made; a convolution takes the place of itself and of the nodes that quantise around it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from .. import _core
 from . import graph_bytes as onnx
 from .graph_bytes import Message
+from .int8_convolutions import convolutions
 
 DOMAIN = "sora.cpu"
 LIBRARY = Path(_core.__file__).with_name("_operators.so")
@@ -30,9 +32,13 @@ def wanted() -> bool:
 
 
 def with_own_operators(model: bytes) -> bytes | None:
-    """The model with its int8 linears and its attentions without a mask pointed to `DOMAIN`, GELU joined to linears.
+    """The model with what it has of int8 pointed to `DOMAIN`.
 
-    Attention there multiplies in bfloat16; so a graph that has no int8 linears, which is a float32 one, stays as it is.
+    - Linears, and the GELU that alone reads one.
+    - Attentions without a mask, beside int8 linears: they multiply in bfloat16, and a graph that has no int8 linears is
+      a float32 one.
+    - Convolutions between the quantisation of their input and of their output, in place of all five: weights stay int8,
+      the input is rounded to bfloat16 and the output not at all.
 
     Args:
         model: an .onnx file.
@@ -44,25 +50,25 @@ def with_own_operators(model: bytes) -> bytes | None:
     if graph is None:
         return None
     nodes = {at: Message(field.content) for at, field in enumerate(graph.fields) if field.number == onnx.NODE}
-    linears = {node.one(onnx.OUTPUT): at for at, node in nodes.items() if _is_linear(node)}
-    if not linears:
-        return None
     uses = Counter(name for node in nodes.values() for name in node.inputs)
     uses.update(field.name for field in graph.fields if field.number == onnx.GRAPH_OUTPUT)
-    gelus = {
-        linears[x]: at
-        for at, node in nodes.items()
-        if _is_gelu(node) and (x := node.inputs[0]) in linears and uses[x] == 1
-    }
-    parts, dropped = [], set(gelus.values())
+    changed: dict[int, bytes | None] = {}  # None: the node goes
+    linears = {node.one(onnx.OUTPUT): at for at, node in nodes.items() if _is_linear(node)}
+    for at, node in nodes.items():
+        if at in linears.values() or (linears and _is_attention(node)):
+            changed[at] = _written(node)
+    for at, node in nodes.items():
+        if _is_gelu(node) and uses[node.inputs[0]] == 1 and node.inputs[0] in linears:
+            before = linears[node.inputs[0]]
+            changed |= {at: None, before: _written(nodes[before], node)}
+    changed |= convolutions(nodes, uses, DOMAIN)
+    if not changed:
+        return None
+    parts = []
     for at, field in enumerate(graph.fields):
-        node = nodes.get(at)
-        if at in dropped:
-            continue
-        if node is not None and (_is_linear(node) or _is_attention(node)):
-            parts.append(onnx.field(onnx.NODE, _written(node, nodes[gelus[at]] if at in gelus else None)))
-        else:
-            parts.append(field.raw)
+        new = changed.get(at, field.content)
+        if new is not None:
+            parts.append(onnx.field(onnx.NODE, new) if at in changed else field.raw)
     return onnx.with_graph(model, parts) + _OPSET
 
 
@@ -82,7 +88,7 @@ def _is_gelu(node: Message) -> bool:
     return node.kind == (b"", b"Gelu") and len(attributes) == 1 and b"tanh" in attributes[0]
 
 
-def _written(node: Message, gelu: Message | None) -> bytes:
+def _written(node: Message, gelu: Message | None = None) -> bytes:
     """The node in the other domain, giving what `gelu` gives where that is its only reader."""
     replaced = {onnx.DOMAIN} if gelu is None else {onnx.DOMAIN, onnx.OUTPUT}
     kept = [field.raw for field in node.fields if field.number not in replaced]
