@@ -40,7 +40,7 @@ from sora_runtime.cost.predict import Prediction
 from sora_runtime.cost.profile import Profile
 from sora_runtime.cost.settings import Setting
 from sora_runtime.cost.work import Sizes
-from sora_runtime.denoise import Denoiser, Embeddings
+from sora_runtime.denoise import VARYING, Denoiser, Embeddings
 from sora_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from sora_runtime.machine import available_cores
 from sora_runtime.sampling import Euler, FlowSchedule, Guidance, compile_program
@@ -189,7 +189,8 @@ class Trajectory:
 
     def __init__(self, graph: Path, size: Size) -> None:
         threads = available_cores()
-        self._denoiser = Denoiser([OnnxRuntimeEngine(graph, num_threads=threads)], num_threads=threads)
+        engine = OnnxRuntimeEngine(graph, num_threads=threads, varying=VARYING)
+        self._denoiser = Denoiser([engine], num_threads=threads)
         self._texts = Embeddings({"encoder_hidden_states": make_inputs(size)["encoder_hidden_states"]})
         self._noise = np.random.default_rng(0).standard_normal((1, 16, *size.latent_shape), np.float32)
 

@@ -22,7 +22,7 @@ CSRC = {
 RANKS = [
     {"errors", "_core"},
     {"arena", "geometry", "machine", "output", "verify"},
-    {"background", "batch_record", "forecast", "turns"},
+    {"background", "batch_record", "forecast", "gpu_record", "turns"},
     {"budget_record", "manifest", "presets", "receipt", "reuse_record"},
     {"bundle", "pixels"},
     {"engines"},

@@ -80,4 +80,28 @@ PackedLinear pack_linear(const std::int8_t* weights, const float* scale, bool on
   return packed;
 }
 
+PackedConvolution pack_convolution(const std::int8_t* weights, const float* scale, const float* bias, std::int64_t out,
+                                   std::int64_t in, const std::int64_t (&kernel)[3]) {
+  constexpr std::int64_t kRows = 16, kChannels = 32, kPair = 2 * kRows;
+  const std::int64_t taps = kernel[0] * kernel[1] * kernel[2], chunks = (in + kChannels - 1) / kChannels;
+  const std::int64_t padded = (out + kPair - 1) / kPair * kPair, size = padded * taps * chunks * kChannels;
+  PackedConvolution packed{in, out, {kernel[0], kernel[1], kernel[2]}, {}, {}, {}};
+  packed.tiles = core::make_aligned<core::BFloat16>(size);
+  std::fill_n(packed.tiles.get(), size, core::BFloat16{});
+  packed.scale = core::make_aligned_floats(padded);
+  packed.bias = core::make_aligned_floats(padded);
+  for (std::int64_t o = 0; o < out; ++o) {
+    packed.scale[o] = scale[o];
+    packed.bias[o] = bias == nullptr ? 0.0F : bias[o];
+    for (std::int64_t c = 0; c < in; ++c) {
+      for (std::int64_t tap = 0; tap < taps; ++tap) {
+        const std::int64_t tile = ((o / kPair * taps + tap) * chunks + c / kChannels) * 2 + o / kRows % 2;
+        core::from_float(static_cast<float>(weights[(o * in + c) * taps + tap]),
+                         packed.tiles[(tile * kRows + o % kRows) * kChannels + c % kChannels]);
+      }
+    }
+  }
+  return packed;
+}
+
 }  // namespace sora::kernels

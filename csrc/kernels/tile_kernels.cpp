@@ -2,6 +2,7 @@
 #include "kernels/tile_kernels.h"
 
 #include "kernels/tile_attention.h"
+#include "kernels/tile_convolution.h"
 #include "kernels/tile_linear.h"
 
 #define SORA_JOIN(a, b) a##b
@@ -10,7 +11,7 @@
 namespace sora::kernels {
 
 const TileKernels& SORA_NAMED(tile_kernels_, SORA_TILES)() {
-  static constexpr TileKernels table{attention, linear};
+  static constexpr TileKernels table{attention, linear, convolution};
   return table;
 }
 

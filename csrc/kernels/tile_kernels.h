@@ -1,13 +1,14 @@
-// What a transformer in int8 spends its time with on a CPU, on tiles: attention and linears.
+// What models in int8 spend their time with on a CPU, on tiles: attention, linears and convolutions.
 //
-// Both read and write float32 and go through the numbers once: nothing as large as the scores of an attention or the
-// int32 sums of a linear is ever in memory.
+// All read and write float32 and go through the numbers once: nothing as large as the scores of an attention, the int32
+// sums of a linear or the windows of a convolution is ever in memory.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 
 #include "core/aligned.h"
+#include "core/half.h"
 
 namespace sora::kernels {
 
@@ -49,11 +50,32 @@ struct PackedLinear {
 PackedLinear pack_linear(const std::int8_t* weights, const float* scale, bool one_scale, const float* bias,
                          std::int64_t in, std::int64_t out, bool gelu = false);
 
+// Weights of a convolution with a stride of 1 whose rows and columns have borders of zeros, as many as keep them.
+struct PackedConvolution {
+  std::int64_t in, out;
+  std::int64_t kernel[3];               // frames, rows, columns; the last two odd
+  core::Aligned<core::BFloat16> tiles;  // [out / 32][frames][rows][columns][in / 32][2][16][32], padded with zeros
+  core::AlignedFloats scale, bias;      // [out], padded to 32
+};
+
+// weights: [out, in, frames, rows, columns], which bfloat16 holds exactly; scale: of each output; bias: [out] or null.
+PackedConvolution pack_convolution(const std::int8_t* weights, const float* scale, const float* bias, std::int64_t out,
+                                   std::int64_t in, const std::int64_t (&kernel)[3]);
+
+// x: [batch, in, frames, height, width]; y: [batch, out, frames - kernel + 1, height, width].
+struct ConvolutionArguments {
+  const float* x;
+  float* y;
+  std::int64_t batch, frames, height, width;
+};
+
 struct TileKernels {
   void (*attention)(const AttentionArguments&, const Parallel&);
   // y = x W + bias, or GELU of it; x: [rows, in], y: [rows, out]. Each row of x is quantised to 8 bits by its own
   // range.
   void (*linear)(const PackedLinear&, const float* x, float* y, std::int64_t rows, const Parallel&);
+  // y = scale * (weights * x) + bias, products of bfloat16 and float32 sums.
+  void (*convolution)(const PackedConvolution&, const ConvolutionArguments&, const Parallel&);
 };
 
 const TileKernels& tile_kernels_plain();

@@ -75,6 +75,17 @@ Tensor input_of(const Api& api, const KernelContext* context, std::size_t index)
   return tensor_of(api, value);
 }
 
+// An input that is an initialiser of the graph; empty where it is none, or not given.
+Tensor constant_of(const Api& api, const KernelInfo* info, std::size_t index) {
+  int is_constant = 0;
+  const Value* value = nullptr;
+  if (Status* status = constant_input(api, info, index, &is_constant, &value); status != nullptr) {
+    release(api, status);
+    return {};
+  }
+  return is_constant != 0 ? tensor_of(api, value) : Tensor{};
+}
+
 float* output_of(const Api& api, KernelContext* context, const std::vector<std::int64_t>& shape) {
   Value* value = nullptr;
   check(output(api, context, 0, shape.data(), shape.size(), &value));
@@ -136,7 +147,8 @@ class DynamicQuantizeMatMul {
   static constexpr std::size_t kInputs = 5;  // x, weights, their scale, their zero point (none), bias
 
   DynamicQuantizeMatMul(const Api& api, const KernelInfo* info) : api_(api) {
-    const Tensor weights = constant(info, 1), scale = constant(info, 2), bias = constant(info, 4);
+    const Tensor weights = constant_of(api, info, 1), scale = constant_of(api, info, 2),
+                 bias = constant_of(api, info, 4);
     if (weights.shape.size() != 2 || scale.data == nullptr || (scale.size() != 1 && scale.size() != weights.shape[1])) {
       throw std::invalid_argument(
           "sora.cpu linear takes constant weights [in, out] and a scale, or one for each column");
@@ -164,18 +176,51 @@ class DynamicQuantizeMatMul {
   }
 
  private:
-  Tensor constant(const KernelInfo* info, std::size_t index) const {
-    int is_constant = 0;
-    const Value* value = nullptr;
-    if (Status* status = constant_input(api_, info, index, &is_constant, &value); status != nullptr) {
-      release(api_, status);  // there is no such input
-      return {};
-    }
-    return is_constant != 0 ? tensor_of(api_, value) : Tensor{};
-  }
-
   const Api& api_;
   kernels::PackedLinear weights_;
+};
+
+// ONNX's Conv in two or three dimensions as `sora_export` writes it into int8 decoders, its weights int8.
+class Convolution {
+ public:
+  static constexpr const char* kName = "Conv";
+  static constexpr std::size_t kInputs = 4;  // x, weights, their scale, bias
+
+  Convolution(const Api& api, const KernelInfo* info) : api_(api) {
+    const Tensor weights = constant_of(api, info, 1), scale = constant_of(api, info, 2),
+                 bias = constant_of(api, info, 3);
+    const std::vector<std::int64_t>& shape = weights.shape;
+    rank_ = shape.size();
+    if ((rank_ != 4 && rank_ != 5) || scale.size() != shape[0]) {
+      throw std::invalid_argument(
+          "sora.cpu convolution takes constant weights [out, in, (frames,) rows, columns] and a scale for each output");
+    }
+    const std::int64_t kernel[3] = {rank_ == 5 ? shape[2] : 1, shape[rank_ - 2], shape[rank_ - 1]};
+    weights_ = kernels::pack_convolution(weights.as<std::int8_t>(), scale.as<float>(), bias.as<float>(), shape[0],
+                                         shape[1], kernel);
+  }
+
+  static ElementType input_type(std::size_t index) { return index == 1 ? ElementType::kInt8 : ElementType::kFloat; }
+  static bool optional(std::size_t index) { return index == 3; }
+
+  void compute(KernelContext* context) const {
+    const Tensor x = input_of(api_, context, 0);
+    if (x.shape.size() != rank_ || x.shape[1] != weights_.in || (rank_ == 5 && x.shape[2] < weights_.kernel[0])) {
+      throw std::invalid_argument("sora.cpu convolution: x does not fit its weights");
+    }
+    std::vector<std::int64_t> shape = x.shape;
+    shape[1] = weights_.out;
+    if (rank_ == 5) shape[2] -= weights_.kernel[0] - 1;
+    float* const y = output_of(api_, context, shape);
+    const kernels::ConvolutionArguments arguments{
+        x.as<float>(), y, x.shape[0], rank_ == 5 ? x.shape[2] : 1, x.shape[rank_ - 2], x.shape[rank_ - 1]};
+    kernels::tile_kernels().convolution(weights_, arguments, threads_of(api_, context));
+  }
+
+ private:
+  const Api& api_;
+  std::size_t rank_ = 0;
+  kernels::PackedConvolution weights_{};
 };
 
 // The table of functions by which ONNX Runtime makes and runs a kernel.
@@ -233,6 +278,7 @@ extern "C" __attribute__((visibility("default"))) sora::onnxruntime::Status* Reg
       check(create_domain(*api, "sora.cpu", &made));
       add<MultiHeadAttention>(*api, made);
       add<DynamicQuantizeMatMul>(*api, made);
+      add<Convolution>(*api, made);
       return made;
     }();  // lives as long as the process: sessions keep pointers into it
     check(add_domain(*api, options, domain));

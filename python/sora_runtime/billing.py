@@ -11,6 +11,7 @@ from .bundle import Bundle
 from .cost.profile_path import default_path
 from .denoise import Conditions, DenoiseResult, Embeddings
 from .embedding_tiers import EncoderUse
+from .engines.gpu_meter import Measurement
 from .engines.registry import DEFAULT_ENGINE, GPU_ENGINES, engine_version
 from .errors import InvalidRequest
 from .forecast import Band, Predicted
@@ -69,6 +70,7 @@ class Record:
     vae_decode: float
     total: float
     decoder_engine_seconds: float
+    gpu: Measurement
     budget: BudgetRecord | None = None
 
 
@@ -93,6 +95,7 @@ def write_receipt(record: Record) -> Receipt:
     video_seconds = request.geometry.shown_frames / request.fps
     cost = _cost(record, machine.cores, record.total, video_seconds)
     predicted = _predicted(record, cost.usd_per_hour)
+    gpu_use = record.gpu.end()
     return Receipt(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=ModelRecord(name=manifest.name, family=manifest.family, bundle_sha256=record.bundle.sha256),
@@ -110,14 +113,16 @@ def write_receipt(record: Record) -> Receipt:
         image_cache=_image_cache(record.picture),
         seconds=_seconds(record),
         engine_seconds=_engine_seconds(record),
+        gpu_use=gpu_use,
         peak_host_memory_bytes=peak_host_memory_bytes(),
         video_seconds=video_seconds,
         cost=cost,
         hashes=_hashes(record),
         predicted=predicted,
         budget=record.budget,
-        reasons=_reasons(request, record.program)
+        reasons=_reasons(record)
         | _budget_reasons(record.budget)
+        | ({} if gpu_use else {"gpu_use": record.gpu.why_not})
         | ({} if predicted else {"predicted": _why_no_forecast(record)}),
     )
 
@@ -286,9 +291,13 @@ def _sha256(arrays: Conditions) -> str:
     return content.hexdigest()
 
 
-def _reasons(request: ResolvedRequest, program: SamplerProgram) -> dict[str, str]:
+def _reasons(record: Record) -> dict[str, str]:
+    request, program = record.request, record.program
     reasons = {"seconds.encode_mp4": NOT_SAVED, "forecast": "measured, not estimated"}
-    reasons |= dict.fromkeys(("machine.gpu", "machine.gpu_count", "engine.attention"), "the engine ran on the CPU")
+    if record.engine in GPU_ENGINES:
+        reasons["engine.attention"] = "the engine does not say which kernel it chose"
+    else:
+        reasons |= dict.fromkeys(("machine.gpu", "machine.gpu_count", "engine.attention"), "the engine ran on the CPU")
     reasons["batch"] = "the clip was made alone"
     if request.guidance_scale_2 is None:
         reasons["request.guidance_scale_2"] = "guidance_scale holds for every transformer"

@@ -15,6 +15,8 @@ from .sampling.program import SamplerProgram
 Conditions = Mapping[str, NDArray[np.float32]]
 """The transformer's inputs beside latents and timestep, by name."""
 
+# Inputs that differ at every evaluation of a clip.
+VARYING = ("hidden_states", "timestep")
 # Inputs that are the same for both branches of guidance: kept once, a picture's may be large.
 SHARED_CONDITIONS = ("condition", "image_embeds", "guidance")
 
@@ -59,7 +61,7 @@ class Denoiser:
         shared = self._input.dtype == np.float32
         self._model_input = None if shared else _aligned(self._input)
         self._timestep = inputs["timestep"].zeros()
-        conditions = {name: spec for name, spec in inputs.items() if name not in ("hidden_states", "timestep")}
+        conditions = {name: spec for name, spec in inputs.items() if name not in VARYING}
         self._shared = {name: spec.zeros() for name, spec in conditions.items() if name in SHARED_CONDITIONS}
         self._texts = [
             {name: spec.zeros() for name, spec in conditions.items() if name not in SHARED_CONDITIONS} for _ in range(2)

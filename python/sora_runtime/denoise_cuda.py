@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .clip_memory import ClipMemory, count_of, noise_rows, rules_of, stride_of, structure_of
-from .denoise import SHARED_CONDITIONS, DenoiseResult, Embeddings, check_finite, fill
+from .denoise import SHARED_CONDITIONS, VARYING, DenoiseResult, Embeddings, check_finite, fill
 from .engines.cuda import PinnedArray
 from .engines.engine import Array, TensorSpec
 from .engines.tensorrt import TensorRtEngine
@@ -75,7 +75,7 @@ class CudaDenoiser:
         inputs, outputs = engines[0].inputs, engines[0].outputs
         self._input, self._output = inputs["hidden_states"], outputs["model_output"]
         self._timestep = inputs["timestep"]
-        conditions = {name: spec for name, spec in inputs.items() if name not in ("hidden_states", "timestep")}
+        conditions = {name: spec for name, spec in inputs.items() if name not in VARYING}
         self._shared = {name: spec for name, spec in conditions.items() if name in SHARED_CONDITIONS}
         self._texts = {name: spec for name, spec in conditions.items() if name not in SHARED_CONDITIONS}
         self._prepared: dict[object, _Prepared] = {}

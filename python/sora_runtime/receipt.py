@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from .batch_record import BatchRecord
 from .budget_record import BudgetRecord, PresetRecord
 from .forecast import Forecast, Predicted
+from .gpu_record import GpuUse
 from .reuse_record import ReuseSettings
 
 SCHEMA_VERSION = 2
@@ -162,6 +163,7 @@ class Receipt(_Record):
     batch: BatchRecord | None = None  # null: the clip was made alone
     seconds: Seconds
     engine_seconds: float  # inside networks alone; on a GPU machine these are its GPU-seconds
+    gpu_use: GpuUse | None = None  # its energy and clocks; null: the engine ran on the CPU, or nobody could say
     peak_host_memory_bytes: int | None  # of the process over its life so far, not of this clip alone
     video_seconds: float
     cost: Cost
@@ -246,6 +248,7 @@ class Receipt(_Record):
             ("total", f"{s.total:.2f} s{load}"),
             ("predicted", self._predicted_line()),
             ("engine-seconds", f"{self.engine_seconds:.2f}"),
+            ("energy", "" if self.gpu_use is None else _fitting(str(self.gpu_use))),
         ]
 
     def _predicted_line(self) -> str:

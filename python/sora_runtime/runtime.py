@@ -30,6 +30,7 @@ from .denoise import DenoiseResult
 from .embedding_store import EmbeddingStore
 from .embedding_tiers import EmbeddingTiers
 from .encoders import Encoded, TextEncoders
+from .engines.gpu_meter import Measurement
 from .engines.registry import DEFAULT_ENGINE, engine_for
 from .errors import EngineError, InvalidRequest
 from .foresight import Foresight
@@ -170,7 +171,7 @@ class Runtime:
         encoded = self._encode(spending.option, report, cancel)
         asked = time.perf_counter()
         with self._turns.turn(cancel, None if spending.budget is None else spending.while_waiting):
-            granted, loaded_before = time.perf_counter(), self.load_seconds
+            granted, loaded_before, gpu = time.perf_counter(), self.load_seconds, Measurement(self.engine)
             stages = self._stages.of(spending.option.request)
             self.load_seconds += encoded.use.load_seconds + time.perf_counter() - granted
             spending.unbilled = self.load_seconds - loaded_before + granted - asked
@@ -202,6 +203,7 @@ class Runtime:
             vae_decode=decode_seconds,
             total=time.perf_counter() - start - spending.unbilled,
             decoder_engine_seconds=decoder_seconds,
+            gpu=gpu,
             budget=spending.record(),
         )
         self._foresight.learn(option.request.bucket, past_clip(record))

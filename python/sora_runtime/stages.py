@@ -1,6 +1,6 @@
 """The engines of one shape bucket: its denoisers, its decoder and what encodes a picture for it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +11,7 @@ from . import _core
 from .bundle import Bundle
 from .condition import ChunkEncoder, ImageConditioner, OnDemand, start_latents
 from .decode import ChunkDecoder, Decoder
-from .denoise import Denoiser, DenoiseResult, Embeddings
+from .denoise import VARYING, Denoiser, DenoiseResult, Embeddings
 from .embedding_tiers import EmbeddingTiers, EncoderUse
 from .engines.engine import Engine
 from .engines.registry import DEFAULT_ENGINE, GPU_ENGINES, make_engine
@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from .engines.tensorrt import TensorRtEngine
 
 
-def open_engine(bundle: Bundle, graph: str, *, num_threads: int, engine: str = DEFAULT_ENGINE) -> Engine:
+def open_engine(
+    bundle: Bundle, graph: str, *, num_threads: int, engine: str = DEFAULT_ENGINE, varying: Collection[str] = ()
+) -> Engine:
     """The engine of a graph that the bundle vouches for, on the library called `engine`, which runs such bundles.
+
+    `varying` names the inputs that differ at every evaluation; see `make_engine`.
 
     Raises:
         BundleError: the graph or its weights have changed.
@@ -39,7 +43,7 @@ def open_engine(bundle: Bundle, graph: str, *, num_threads: int, engine: str = D
         from .engines.tensorrt import open_tensorrt
 
         return open_tensorrt(bundle.path(graph), bundle.fingerprint(graph), engine)
-    return make_engine(engine, bundle.path(graph), num_threads=num_threads)
+    return make_engine(engine, bundle.path(graph), num_threads=num_threads, varying=varying)
 
 
 Report = Callable[[str, int, int], None]
@@ -180,7 +184,7 @@ class _Opener:
     graphs: list[str]  # opened so far
 
     def denoiser(self) -> "Denoiser | CudaDenoiser":
-        engines = [self._open(self.bucket.graph)]
+        engines = [self._open(self.bucket.graph, VARYING)]
         second = self.bundle.manifest.components.transformer_2
         if second is not None:
             experts = {(b.height, b.width, b.num_frames, b.task): b.graph for b in second.buckets}
@@ -188,7 +192,7 @@ class _Opener:
             shape = (bucket.height, bucket.width, bucket.num_frames, bucket.task)
             if shape not in experts:
                 raise BundleError(self._missing("second transformer"))
-            engines.append(self._open(experts[shape]))
+            engines.append(self._open(experts[shape], VARYING))
         if self.engine in GPU_ENGINES:
             from .denoise_cuda import CudaDenoiser
 
@@ -239,13 +243,13 @@ class _Opener:
                 return chunk
         raise BundleError(self._missing(what))
 
-    def _open(self, graph: str) -> Engine:
-        engine = self._engine(graph)
+    def _open(self, graph: str, varying: Collection[str] = ()) -> Engine:
+        engine = self._engine(graph, varying)
         self.graphs.append(graph)
         return engine
 
-    def _engine(self, graph: str) -> Engine:
-        return open_engine(self.bundle, graph, num_threads=self.num_threads, engine=self.engine)
+    def _engine(self, graph: str, varying: Collection[str] = ()) -> Engine:
+        return open_engine(self.bundle, graph, num_threads=self.num_threads, engine=self.engine, varying=varying)
 
     def _missing(self, what: str) -> str:
         bucket = self.bucket

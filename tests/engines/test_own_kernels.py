@@ -154,3 +154,91 @@ def test_one_session_serves_several_threads(block: Path) -> None:
         together = list(pool.map(evaluate, inputs))
     for one, other in zip(alone, together, strict=True):
         assert np.array_equal(one, other)
+
+
+def convolution(number: int, x: str, shape: tuple[int, ...], **attributes: Any) -> tuple[list[Any], list[Any]]:
+    """A convolution of int8 weights between the quantisation of its input and of its output."""
+    rng = np.random.default_rng(number)
+    weights = {
+        f"w.{number}": rng.integers(-127, 128, shape).astype(np.int8),
+        f"s.{number}": (0.001 + 0.001 * rng.random(shape[0])).astype(np.float32),
+        f"b.{number}": rng.standard_normal(shape[0], np.float32),
+        f"step.{number}": np.array(0.04, np.float32),
+        f"zero.{number}": np.array(128, np.uint8),
+        f"end.{number}": np.array(0.1, np.float32),
+    }
+    spatial = [size // 2 for size in shape[-2:]]
+    usual = {"kernel_shape": shape[2:], "pads": [*[0] * (len(shape) - 4), *spatial] * 2}
+
+    def node(operator: str, *names: str, **more: Any) -> Any:
+        return helper.make_node(operator, [f"{name}.{number}" if "." not in name else name for name in names[:-1]],
+                                [f"{names[-1]}.{number}"], **more)  # fmt: skip
+
+    nodes = [
+        helper.make_node("QuantizeLinear", [x, f"step.{number}", f"zero.{number}"], [f"q.{number}"]),
+        node("DequantizeLinear", "q", "step", "zero", "d"),
+        node("DequantizeLinear", "w", "s", "wide", axis=0),
+        node("Conv", "d", "wide", "b", "conv", **(usual | attributes)),
+        node("QuantizeLinear", "conv", "end", "zero", "p"),
+        node("DequantizeLinear", "p", "end", "zero", "c"),
+    ]
+    return nodes, [numpy_helper.from_array(array, name) for name, array in weights.items()]
+
+
+def save_convolutions(path: Path, parts: list[tuple[list[Any], list[Any]]], x: list[int], output: str) -> Path:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node for nodes, _ in parts for node in nodes],
+        "graph",
+        [value("x", TensorProto.FLOAT, x)],
+        [value(output, TensorProto.FLOAT, None)],
+        [weight for _, weights in parts for weight in weights],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return path
+
+
+def test_a_quantised_convolution_is_one_node_and_nearer_to_the_truth(tmp_path: Path) -> None:
+    parts = [convolution(0, "x", (40, 24, 3, 3, 3)), convolution(1, "c.0", (12, 40, 3, 1, 1))]
+    path = save_convolutions(tmp_path / "graph.onnx", parts, [1, 24, 6, 9, 13], "c.1")
+    changed = with_own_operators(path.read_bytes())
+    assert changed is not None
+    kept = [(node.op_type, node.domain) for node in onnx.load_from_string(changed).graph.node]
+    assert kept == [("Conv", DOMAIN)] * 2
+    onnx.save(onnx.load_from_string(changed), tmp_path / "own.onnx")
+    x = np.random.default_rng(0).standard_normal((1, 24, 6, 9, 13)).astype(np.float32)
+    answers = [session(path, own).run(None, {"x": x})[0] for own in (True, False)]
+    want = x.astype(np.float64)
+    for _, weights in parts:
+        w, s, b = (numpy_helper.to_array(weight).astype(np.float64) for weight in weights[:3])
+        want = convolved(want, w * s[:, None, None, None, None], b)
+    errors = [np.linalg.norm(answer - want) / np.linalg.norm(want) for answer in answers]
+    assert errors[0] < 0.004 < errors[1]
+
+
+def convolved(x: Array, weights: Array, bias: Array) -> Array:
+    """[1, in, T, H, W] in float64, rows and columns with borders of zeros."""
+    borders = [(0, 0), (0, 0), (0, 0), *((size // 2, size // 2) for size in weights.shape[3:])]
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, borders), weights.shape[2:], axis=(2, 3, 4))
+    return np.einsum("bcthwxyz,ocxyz->bothw", windows, weights) + bias[:, None, None, None]
+
+
+def session(path: Path, own: bool) -> Any:
+    engine = OnnxRuntimeEngine(path, num_threads=2, own_operators=own)
+    return engine._session
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"strides": [1, 2, 2]}, {"pads": [0] * 6}, {"dilations": [1, 2, 2]}, {"pads": [1, 1, 1, 1, 1, 1]}]
+)
+def test_other_convolutions_stay(tmp_path: Path, attributes: dict[str, Any]) -> None:
+    parts = [convolution(0, "x", (4, 3, 3, 3, 3), **attributes)]
+    path = save_convolutions(tmp_path / "graph.onnx", parts, [1, 3, 6, 9, 13], "c.0")
+    assert with_own_operators(path.read_bytes()) is None
+
+
+def test_a_quantised_input_that_others_read_stays(tmp_path: Path) -> None:
+    nodes, weights = convolution(0, "x", (3, 3, 1, 1, 1))
+    nodes.append(helper.make_node("Add", ["c.0", "d.0"], ["sum"]))
+    path = save_convolutions(tmp_path / "graph.onnx", [(nodes, weights)], [1, 3, 2, 4, 4], "sum")
+    assert with_own_operators(path.read_bytes()) is None

@@ -225,6 +225,7 @@ class Gpu:
         class Device:
             name = gpu_name
             compute_capability = capability
+            uuid = "8dec1f8a-0000-1111-2222-333344445555"
 
             def __init__(self, device_id: int | None = None) -> None:
                 if device_id:

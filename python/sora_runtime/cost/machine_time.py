@@ -107,7 +107,7 @@ def transformer_seconds(networks: Networks, sizes: Sizes, profile: Profile, prec
                 width = term.flops / term.elements
                 seconds["linear"] += machine.product(flops, sizes.product(term.of), width)
             else:
-                seconds["linear"] += _constant_products(networks, term, machine)
+                seconds["linear"] += sum(_constant_products(networks, term, machine))
         elif term.operator == "convolution" and flops:
             rows, width = sizes.product(term.of), networks.width
             seconds["convolution"] += machine.product(flops, rows, width, precision="fp32")
@@ -116,6 +116,22 @@ def transformer_seconds(networks: Networks, sizes: Sizes, profile: Profile, prec
             seconds["attention"] += machine.attention(flops, queries, keys, networks.head_channels)
     seconds["elementwise"] = machine.rest(work.elements(sizes)["elementwise"], work.layers)
     return machine.in_network(seconds, sizes.tokens * networks.width)
+
+
+def text_seconds(networks: Networks, sizes: Sizes, profile: Profile, precision: str) -> float:
+    """What of an evaluation follows from the text alone; the engine computes it once for a clip and branch.
+
+    Where text and video attend to each other as one sequence that is next to nothing: only keys and values for them and
+    the projections before are counted, and no text that goes through the blocks itself.
+    """
+    machine, work = _Machine(profile, precision), networks.transformer
+    seconds = 0.0
+    for term in work.terms:
+        if term.operator == "linear" and term.flops and not term.of:
+            of_text, _ = _constant_weights(networks, term) or (0.0, 0.0)
+            if of_text < 4.0 * work.layers * networks.width**2:
+                seconds += _constant_products(networks, term, machine)[0]
+    return machine.in_network({"linear": seconds}, sizes.tokens * networks.width)["linear"]
 
 
 def _lengths(of: tuple[Size, ...], sizes: Sizes, text_tokens: int) -> tuple[float, float]:
@@ -128,24 +144,39 @@ def _lengths(of: tuple[Size, ...], sizes: Sizes, text_tokens: int) -> tuple[floa
     return length, length
 
 
-def _constant_products(networks: Networks, term: Term, machine: _Machine) -> float:
-    """Products whose rows are no video tokens: of the text, and of the timestep with a single row.
+def _constant_weights(networks: Networks, term: Term) -> tuple[float, float] | None:
+    """Weights of products whose rows are no video tokens: of the text, and of the timestep with a single row.
 
-    Their weights are what `tokens` do not explain, so both parts follow from FLOPs and weights; of the text's, keys and
-    values in the blocks are quantised and projections before them are not.
+    They are what `tokens` do not explain, so both follow from FLOPs and weights; None: they are not these two kinds.
     """
     work, text = networks.transformer, networks.text_tokens
-    others = sum(other.flops / 2.0 for other in work.terms if other.operator in {"linear", "convolution"} and other.of)
-    weights = max(work.read - others, 1.0)
+    weights = _unexplained_weights(work)
     of_text = (term.flops / 2.0 - weights) / max(text - 1.0, 1.0)
     of_time = weights - of_text
-    if of_text <= 0.0 or of_time < 0.0:  # not these two kinds of rows
-        return machine.product(term.flops, term.flops / 2.0 / weights, networks.width)
+    return None if of_text <= 0.0 or of_time < 0.0 else (of_text, of_time)
+
+
+def _unexplained_weights(work: ComponentWork) -> float:
+    others = sum(other.flops / 2.0 for other in work.terms if other.operator in {"linear", "convolution"} and other.of)
+    return max(work.read - others, 1.0)
+
+
+def _constant_products(networks: Networks, term: Term, machine: _Machine) -> tuple[float, float]:
+    """Seconds of products of the text, and of all others that have no video tokens.
+
+    Of the text's, keys and values in the blocks are quantised and projections before them are not.
+    """
+    work, text = networks.transformer, networks.text_tokens
+    found = _constant_weights(networks, term)
+    if found is None:
+        rows = term.flops / 2.0 / _unexplained_weights(work)
+        return 0.0, machine.product(term.flops, rows, networks.width)
+    of_text, of_time = found
     in_blocks = min(2.0 * work.layers * networks.width**2, of_text)
     return (
         machine.product(2.0 * text * in_blocks, text, networks.width)
-        + machine.product(2.0 * text * (of_text - in_blocks), text, networks.width, precision="fp32")
-        + machine.product(2.0 * of_time, 1.0, networks.width, precision="fp32")
+        + machine.product(2.0 * text * (of_text - in_blocks), text, networks.width, precision="fp32"),
+        machine.product(2.0 * of_time, 1.0, networks.width, precision="fp32"),
     )
 
 
@@ -208,6 +239,8 @@ def machine_seconds(networks: Networks, run: Run, setting: Setting, profile: Pro
     evaluations = run.steps * run.passes * evaluated_share(setting, profile.fit.rates())
     one = transformer_seconds(networks, sizes, profile, setting.precision)
     denoise = {name: value * evaluations for name, value in one.items()}
+    again = max(evaluations - run.passes, 0.0)  # evaluations that find what follows from the text computed
+    denoise["linear"] -= text_seconds(networks, sizes, profile, setting.precision) * again
     latents = sizes.latent_area * sizes.latent_frames * _LATENT_CHANNELS
     denoise["overhead"] = run.steps * (constants["step"] + constants["step.element"] * latents)
     return stages | {"denoise": denoise, "clip": {"overhead": constants["clip"]}}

@@ -46,6 +46,7 @@ class CudaDevice:
             raise EngineError(f"CUDA device {index} cannot be used ({_first_line(error)}); {NEEDS_GPU}") from error
         self.capability = f"{major}.{minor}"
         self.name = str(self._device.name)
+        self.uuid = str(self._device.uuid)
         self._scratch: Any = None
         self.moves = 0
         """How often the scratch memory has moved: what was recorded before points to memory that is gone."""

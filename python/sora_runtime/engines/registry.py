@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from pathlib import Path
 
 from ..errors import InvalidRequest
@@ -41,19 +42,22 @@ def engine_for(built_for: str, wanted: str) -> str:
     return built_for
 
 
-def make_engine(name: str, graph: Path, *, num_threads: int) -> Engine:
+def make_engine(name: str, graph: Path, *, num_threads: int, varying: Collection[str] = ()) -> Engine:
     """An engine of a graph.
 
     Args:
         name: one of `ENGINES`.
         graph: an .onnx file with its external data beside it.
         num_threads: threads of one evaluation.
+        varying: inputs that differ at every evaluation; ONNX Runtime computes what does not follow from them when the
+            others change, OpenVINO all of it every time.
 
     Raises:
         EngineError: the library is not installed, or cannot load the graph.
     """
     module = importlib.import_module(f".{check_engine(name)}", __package__)
-    engine: Engine = getattr(module, _CLASSES[name])(graph, num_threads=num_threads)
+    more = {"varying": varying} if name == DEFAULT_ENGINE else {}
+    engine: Engine = getattr(module, _CLASSES[name])(graph, num_threads=num_threads, **more)
     return engine
 
 

@@ -207,3 +207,49 @@ TEST(tiles_linear_ends_in_gelu_where_it_is_told_to) {
     }
   }
 }
+
+TEST(tiles_convolution_is_the_sum_over_its_window) {
+  struct Size {
+    std::int64_t batch, in, out, frames, height, width, kernel[3];
+  };
+  // Channels that fill tiles and that do not; frames of one row, of one column; kernels of space, of time, of one tap.
+  for (const Size& s :
+       {Size{1, 32, 32, 3, 8, 8, {3, 3, 3}}, Size{1, 24, 12, 6, 5, 37, {3, 3, 3}}, Size{2, 5, 40, 1, 16, 16, {1, 3, 3}},
+        Size{1, 96, 70, 4, 9, 7, {3, 1, 1}}, Size{2, 40, 3, 2, 1, 3, {1, 1, 1}}, Size{1, 3, 33, 2, 40, 1, {2, 5, 3}}}) {
+    const auto x = random_floats(s.batch * s.in * s.frames * s.height * s.width, 10);
+    const auto bias = random_floats(s.out, 11);
+    auto scale = random_floats(s.out, 12);
+    for (float& each : scale) each = std::abs(each) * 0.01F + 0.001F;
+    const std::int64_t taps = s.kernel[0] * s.kernel[1] * s.kernel[2];
+    std::vector<std::int8_t> weights(static_cast<std::size_t>(s.out * s.in * taps));
+    std::mt19937 bits(13);
+    for (auto& weight : weights) weight = static_cast<std::int8_t>(static_cast<int>(bits() % 255) - 127);
+    const std::int64_t frames = s.frames - s.kernel[0] + 1, area = s.height * s.width;
+    std::vector<double> want;
+    for (std::int64_t i = 0; i < s.batch * s.out * frames * area; ++i) {
+      const std::int64_t column = i % s.width, row = i / s.width % s.height, frame = i / area % frames;
+      const std::int64_t o = i / (area * frames) % s.out, b = i / (area * frames * s.out);
+      double sum = 0;
+      for (std::int64_t tap = 0; tap < taps; ++tap) {
+        const std::int64_t t = tap / (s.kernel[1] * s.kernel[2]), dy = tap / s.kernel[2] % s.kernel[1],
+                           dx = tap % s.kernel[2];
+        const std::int64_t y = row + dy - s.kernel[1] / 2, c = column + dx - s.kernel[2] / 2;
+        if (y < 0 || y >= s.height || c < 0 || c >= s.width) continue;
+        for (std::int64_t k = 0; k < s.in; ++k) {
+          const auto from = static_cast<std::size_t>(((b * s.in + k) * s.frames + frame + t) * area + y * s.width + c);
+          sum += static_cast<double>(x[from]) * weights[static_cast<std::size_t>((o * s.in + k) * taps + tap)];
+        }
+      }
+      want.push_back(sum * scale[static_cast<std::size_t>(o)] + bias[static_cast<std::size_t>(o)]);
+    }
+    const PackedConvolution packed = pack_convolution(weights.data(), scale.data(), bias.data(), s.out, s.in, s.kernel);
+    std::vector<float> first;
+    for (const TileKernels* kernels : kinds()) {
+      std::vector<float> y(want.size(), 7.0F);
+      kernels->convolution(packed, {x.data(), y.data(), s.batch, s.frames, s.height, s.width}, on_threads);
+      CHECK_NEAR(relative_error(y, want), 0.0, 0.003);  // weights are exact, the input is rounded to 8 bits
+      if (first.empty()) first = y;
+      CHECK_NEAR(relative_error(y, {first.begin(), first.end()}), 0.0, 1e-5);
+    }
+  }
+}
