@@ -47,11 +47,11 @@ bool has_amx() { return false; }
 const TileKernels& tile_kernels() { return tile_kernels_plain(); }
 #endif
 
-PackedLinear pack_linear(const std::int8_t* weights, const float* scale, bool one_scale, const float* bias,
-                         std::int64_t in, std::int64_t out, bool gelu) {
+PackedLinear pack_linear(const LinearWeights& given) {
   constexpr std::int64_t kColumns = 16, kRows = 16, kTogether = 4, kPair = 2 * kColumns;
+  const std::int64_t in = given.in, out = given.out;
   const std::int64_t chunks = (in + kRows * kTogether - 1) / (kRows * kTogether), pairs = (out + kPair - 1) / kPair;
-  PackedLinear packed{in, out, gelu, {}, {}, {}, {}};
+  PackedLinear packed{in, out, given.gelu, {}, {}, {}, {}};
   const std::int64_t size = pairs * kPair * chunks * kRows * kTogether;
   packed.tiles = core::make_aligned<std::int8_t>(size);
   std::fill_n(packed.tiles.get(), size, std::int8_t{0});
@@ -59,20 +59,31 @@ PackedLinear pack_linear(const std::int8_t* weights, const float* scale, bool on
     *each = core::make_aligned_floats(pairs * kPair);
     std::fill_n(each->get(), pairs * kPair, 0.0F);
   }
+  const float step = given.finer == nullptr ? 1.0F : 0.5F;
   for (std::int64_t n = 0; n < out; ++n) {
-    packed.scale[n] = scale[one_scale ? 0 : n];
-    if (bias != nullptr) packed.bias[n] = bias[n];
+    packed.scale[n] = given.scale[given.one_scale ? 0 : n] * step;
+    if (given.bias != nullptr) packed.bias[n] = given.bias[n];
   }
   std::vector<std::int32_t> columns(static_cast<std::size_t>(out));
+  std::vector<std::int8_t> row(static_cast<std::size_t>(out));
+  const std::int64_t finer_row = (out + 3) / 4;
   for (std::int64_t k = 0; k < in; ++k) {
-    const std::int8_t* row = weights + k * out;
+    std::copy_n(given.weights + k * out, out, row.begin());
+    if (given.finer != nullptr) {
+      const std::uint8_t* finer = given.finer + k * finer_row;
+      for (std::int64_t n = 0; n < out; ++n) {
+        std::int8_t& weight = row[static_cast<std::size_t>(n)];
+        weight = static_cast<std::int8_t>(2 * weight + (finer[n / 4] >> 2 * (n % 4) & 3) - 1);
+      }
+    }
     const std::int64_t chunk = k / (kRows * kTogether), r = k / kTogether % kRows;
     for (std::int64_t begin = 0; begin < out; begin += kColumns) {
       const std::int64_t tile = (begin / kPair * chunks + chunk) * 2 + begin / kColumns % 2;
       std::int8_t* to = packed.tiles.get() + (tile * kRows + r) * kColumns * kTogether + k % kTogether;
       for (std::int64_t n = 0; n < std::min(kColumns, out - begin); ++n) {
-        to[n * kTogether] = row[begin + n];
-        columns[static_cast<std::size_t>(begin + n)] += row[begin + n];
+        const auto column = static_cast<std::size_t>(begin + n);
+        to[n * kTogether] = row[column];
+        columns[column] += row[column];
       }
     }
   }

@@ -46,9 +46,19 @@ struct PackedLinear {
   core::AlignedFloats columns;       // sum of each column's weights
 };
 
-// weights: [in, out]; scale: of each column, or one (`one_scale`); bias: [out] or null.
-PackedLinear pack_linear(const std::int8_t* weights, const float* scale, bool one_scale, const float* bias,
-                         std::int64_t in, std::int64_t out, bool gelu = false);
+// weights: [in, out]; scale: of each column, or one (`one_scale`); bias: [out] or null. finer: null, or what an eighth
+// bit adds to weights of 7 in half steps, -1, 0 or 1: [in, ceil(out / 4)], four to a byte as value + 1, the first
+// lowest.
+struct LinearWeights {
+  const std::int8_t* weights;
+  const float* scale;
+  bool one_scale;
+  const float* bias;
+  std::int64_t in, out;
+  bool gelu = false;
+  const std::uint8_t* finer = nullptr;
+};
+PackedLinear pack_linear(const LinearWeights& given);
 
 // Weights of a convolution with a stride of 1 whose rows and columns have borders of zeros, as many as keep them.
 struct PackedConvolution {

@@ -82,7 +82,7 @@ inline void release(const Api& api, ShapeInfo* info) {
   reinterpret_cast<void (*)(ShapeInfo*)>(const_cast<void*>(api.functions[99]))(info);
 }
 
-enum class ElementType : int { kFloat = 1, kInt8 = 3 };
+enum class ElementType : int { kFloat = 1, kUint8 = 2, kInt8 = 3 };
 enum class Presence : int { kRequired = 0, kOptional = 1 };
 
 // OrtCustomOp, up to what version 17 has.

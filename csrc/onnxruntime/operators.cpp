@@ -1,109 +1,18 @@
-// Operators that ONNX Runtime loads: those of its domain com.microsoft that int8 transformers are made of, with the
-// same names, inputs and attributes, on the kernels of tile_kernels.h (and one more, `gelu`). Their domain is sora.cpu;
-// a graph's nodes are pointed there when a session is made (sora_runtime.engines.own_kernels).
+// Operators that ONNX Runtime loads, on the kernels of tile_kernels.h: those of its domain com.microsoft that int8
+// transformers are made of, with the same names, inputs and attributes (and `gelu` and an eighth bit more), and the
+// convolution of int8 decoders. Their domain is sora.cpu; a graph's nodes are pointed there when a session is made
+// (sora_runtime.engines.own_kernels).
 #include <cmath>
-#include <exception>
-#include <functional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "kernels/tile_kernels.h"
 #include "onnxruntime/api.h"
+#include "onnxruntime/tensors.h"
 
 namespace sora::onnxruntime {
 namespace {
-
-using kernels::Parallel;
-
-class Failed {
- public:
-  explicit Failed(Status* status) : status(status) {}
-  Status* status;
-};
-
-inline void check(Status* status) {
-  if (status != nullptr) throw Failed(status);
-}
-
-// Runs what may throw where nothing may be thrown.
-template <class Body>
-Status* guarded(const Api& api, const Body& body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const Failed& failed) {
-    return failed.status;
-  } catch (const std::exception& error) {
-    return failure(api, error.what());
-  }
-}
-
-struct Tensor {
-  void* data = nullptr;
-  std::vector<std::int64_t> shape;
-
-  template <class Element>
-  const Element* as() const {
-    return static_cast<const Element*>(data);
-  }
-  std::int64_t size() const {
-    std::int64_t product = 1;
-    for (const std::int64_t dimension : shape) product *= dimension;
-    return product;
-  }
-};
-
-Tensor tensor_of(const Api& api, const Value* value) {
-  Tensor tensor;
-  if (value == nullptr) return tensor;
-  check(tensor_data(api, const_cast<Value*>(value), &tensor.data));
-  ShapeInfo* info = nullptr;
-  check(tensor_shape(api, value, &info));
-  std::size_t rank = 0;
-  Status* status = dimensions_count(api, info, &rank);
-  tensor.shape.resize(rank);
-  if (status == nullptr) status = dimensions(api, info, tensor.shape.data(), rank);
-  release(api, info);
-  check(status);
-  return tensor;
-}
-
-Tensor input_of(const Api& api, const KernelContext* context, std::size_t index) {
-  const Value* value = nullptr;
-  check(input(api, context, index, &value));
-  return tensor_of(api, value);
-}
-
-// An input that is an initialiser of the graph; empty where it is none, or not given.
-Tensor constant_of(const Api& api, const KernelInfo* info, std::size_t index) {
-  int is_constant = 0;
-  const Value* value = nullptr;
-  if (Status* status = constant_input(api, info, index, &is_constant, &value); status != nullptr) {
-    release(api, status);
-    return {};
-  }
-  return is_constant != 0 ? tensor_of(api, value) : Tensor{};
-}
-
-float* output_of(const Api& api, KernelContext* context, const std::vector<std::int64_t>& shape) {
-  Value* value = nullptr;
-  check(output(api, context, 0, shape.data(), shape.size(), &value));
-  void* data = nullptr;
-  check(tensor_data(api, value, &data));
-  return static_cast<float*>(data);
-}
-
-// The session's own threads.
-Parallel threads_of(const Api& api, const KernelContext* context) {
-  return [&api, context](std::int64_t n, const std::function<void(std::int64_t)>& body) {
-    const auto call_body = [](void* data, std::size_t i) {
-      (*static_cast<const std::function<void(std::int64_t)>*>(data))(static_cast<std::int64_t>(i));
-    };
-    check(parallel_for(api, context, call_body, static_cast<std::size_t>(n), 0,
-                       const_cast<std::function<void(std::int64_t)>*>(&body)));
-  };
-}
 
 class MultiHeadAttention {
  public:
@@ -144,7 +53,8 @@ class MultiHeadAttention {
 class DynamicQuantizeMatMul {
  public:
   static constexpr const char* kName = "DynamicQuantizeMatMul";
-  static constexpr std::size_t kInputs = 5;  // x, weights, their scale, their zero point (none), bias
+  static constexpr std::size_t kInputs =
+      6;  // x, weights, their scale, their zero point (none), bias, what an eighth bit adds
 
   DynamicQuantizeMatMul(const Api& api, const KernelInfo* info) : api_(api) {
     const Tensor weights = constant_of(api, info, 1), scale = constant_of(api, info, 2),
@@ -155,11 +65,15 @@ class DynamicQuantizeMatMul {
     }
     std::int64_t gelu = 0;
     if (Status* status = attribute(api, info, "gelu", &gelu); status != nullptr) release(api, status);  // not given
-    weights_ = kernels::pack_linear(weights.as<std::int8_t>(), scale.as<float>(), scale.size() == 1, bias.as<float>(),
-                                    weights.shape[0], weights.shape[1], gelu != 0);
+    const Tensor finer = constant_of(api, info, 5);
+    weights_ = kernels::pack_linear({weights.as<std::int8_t>(), scale.as<float>(), scale.size() == 1, bias.as<float>(),
+                                     weights.shape[0], weights.shape[1], gelu != 0, finer.as<std::uint8_t>()});
+    give_back(weights);
+    give_back(finer);
   }
 
   static ElementType input_type(std::size_t index) {
+    if (index == 5) return ElementType::kUint8;
     return index == 1 || index == 3 ? ElementType::kInt8 : ElementType::kFloat;
   }
   static bool optional(std::size_t index) { return index > 2; }

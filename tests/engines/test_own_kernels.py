@@ -108,6 +108,20 @@ def test_what_they_cannot_do_stays(tmp_path: Path) -> None:
     assert domains(changed) == {"y.0": DOMAIN, "y.1": MICROSOFT, "a.0": MICROSOFT}
 
 
+def test_the_eighth_bit_of_a_weight_is_read(tmp_path: Path) -> None:
+    node, weights = linear(0, "x")
+    rng = np.random.default_rng(1)
+    finer = rng.integers(-1, 2, (WIDTH, WIDTH))
+    packed = ((finer + 1).reshape(WIDTH, -1, 4) << np.array([0, 2, 4, 6])).sum(axis=2).astype(np.uint8)
+    weights.append(numpy_helper.from_array(packed, "weight.0.finer"))
+    path = save(tmp_path / "graph.onnx", [node], weights, "y.0")
+    x = rng.standard_normal((1, ROWS, WIDTH), np.float32)
+    whole, scale, bias = (numpy_helper.to_array(weight).astype(np.float64) for weight in weights[:3])
+    for own, want in ((True, whole + finer / 2), (False, whole)):
+        truth = x @ (want * scale) + bias
+        assert np.linalg.norm(run(path, x, own=own) - truth) < 0.012 * np.linalg.norm(truth)
+
+
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
 def test_gelu_joins_the_linear_that_it_alone_reads(tmp_path: Path, approximate: str) -> None:
     nodes, weights = zip(*(linear(i, x) for i, x in enumerate(["x", "g.0", "g.1"])), strict=True)

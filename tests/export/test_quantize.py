@@ -207,6 +207,13 @@ def test_int8_for_the_processor_is_close_and_seven_bits(own_bundle: Path) -> Non
     weights = {name: array for name, array in stored.items() if array.dtype == np.int8}
     assert len(weights) == LINEARS
     assert max(np.abs(array.astype(int)).max() for array in weights.values()) == 63
+    floats = load_file(next((own_bundle / "transformer").glob("*.safetensors")))
+    for name, array in weights.items():
+        # With the eighth bit a weight is within half a step of 8 bits.
+        finer = np.stack([stored[f"{name}.finer"] >> shift & 3 for shift in (0, 2, 4, 6)], axis=2)
+        half_steps = 2 * array.astype(int) + finer.reshape(len(array), -1)[:, : array.shape[1]].astype(int) - 1
+        exact = floats[name.removesuffix(".int8")].T / stored[name.replace(".int8", ".scale")]
+        assert np.abs(half_steps / 2 - exact).max() < 0.2501
     after = external(model)
     assert {name for name in after if name in before} == {n for n in before if not quantised(n, weights)}
     assert all(after[name] == before[name] for name in after if name in before)

@@ -61,13 +61,7 @@ def _tables(cuda: CudaStatus, libraries: list[LibraryStatus], store: EngineStore
     missing = [(library.name, f"{library.reason}; {library.remedy}") for library in libraries if library.reason]
     if missing:
         yield facts(missing)
-<<<<<<< HEAD
-    int8 = "attention and linears of sora-runtime (AMX)" if _own_operators() else "ONNX Runtime's alone (no AMX)"
-=======
-    int8 = (
-        "sora-runtime's own operators (AMX)" if _own_operators() else "ONNX Runtime's alone (no AMX)"
-    )
->>>>>>> f0d5154018ea0365cb85691574585a84e3329097
+    int8 = "sora-runtime's own operators (AMX)" if _own_operators() else "ONNX Runtime's alone (no AMX)"
     yield facts([("int8 on this CPU", int8), ("GPU", _gpu(cuda)), ("cache", _cache(store))])
 
 

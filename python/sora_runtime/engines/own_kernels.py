@@ -8,6 +8,7 @@ session is made; a convolution takes the place of itself and of the nodes that q
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from .int8_convolutions import convolutions
 DOMAIN = "sora.cpu"
 LIBRARY = Path(_core.__file__).with_name("_operators.so")
 _THEIRS = b"com.microsoft"
+# The initialiser that holds a weight's eighth bit (sora_export.quantize_cpu.FINER), and which input it becomes.
+_FINER, _FINER_AT = b".finer", 5
 _LINEAR, _ATTENTION = b"DynamicQuantizeMatMul", b"MultiHeadAttention"
 # The operator set: its domain, and version 1. The attribute gelu = 1: its name, its integer, its type.
 _OPSET = onnx.field(onnx.OPSET, onnx.field(1, DOMAIN.encode()) + bytes([2 << 3, 1]))
@@ -52,15 +55,16 @@ def with_own_operators(model: bytes) -> bytes | None:
     nodes = {at: Message(field.content) for at, field in enumerate(graph.fields) if field.number == onnx.NODE}
     uses = Counter(name for node in nodes.values() for name in node.inputs)
     uses.update(field.name for field in graph.fields if field.number == onnx.GRAPH_OUTPUT)
+    weights = {field.name for field in graph.fields if field.number == onnx.INITIALIZER}
     changed: dict[int, bytes | None] = {}  # None: the node goes
     linears = {node.one(onnx.OUTPUT): at for at, node in nodes.items() if _is_linear(node)}
     for at, node in nodes.items():
         if at in linears.values() or (linears and _is_attention(node)):
-            changed[at] = _written(node)
+            changed[at] = _written(node, weights)
     for at, node in nodes.items():
         if _is_gelu(node) and uses[node.inputs[0]] == 1 and node.inputs[0] in linears:
             before = linears[node.inputs[0]]
-            changed |= {at: None, before: _written(nodes[before], node)}
+            changed |= {at: None, before: _written(nodes[before], weights, node)}
     changed |= convolutions(nodes, uses, DOMAIN)
     if not changed:
         return None
@@ -88,10 +92,12 @@ def _is_gelu(node: Message) -> bool:
     return node.kind == (b"", b"Gelu") and len(attributes) == 1 and b"tanh" in attributes[0]
 
 
-def _written(node: Message, gelu: Message | None = None) -> bytes:
-    """The node in the other domain, giving what `gelu` gives where that is its only reader."""
+def _written(node: Message, weights: Collection[bytes], gelu: Message | None = None) -> bytes:
+    """The node in the other domain; a linear with its eighth bit, and giving what `gelu` gives if that is told."""
     replaced = {onnx.DOMAIN} if gelu is None else {onnx.DOMAIN, onnx.OUTPUT}
     kept = [field.raw for field in node.fields if field.number not in replaced]
+    if node.kind[1] == _LINEAR and (finer := node.inputs[1] + _FINER) in weights:
+        kept += [onnx.field(onnx.INPUT, b"")] * (_FINER_AT - len(node.inputs)) + [onnx.field(onnx.INPUT, finer)]
     if gelu is not None:
         kept += [onnx.field(onnx.OUTPUT, gelu.one(onnx.OUTPUT)), _GELU]
     return b"".join([*kept, onnx.field(onnx.DOMAIN, DOMAIN.encode())])

@@ -148,7 +148,7 @@ TEST(tiles_linear_is_the_product_within_its_eight_bits) {
         want[static_cast<std::size_t>(r * s.out + n)] = sum * scale[column] + bias[column];
       }
     }
-    const PackedLinear packed = pack_linear(weights.data(), scale.data(), false, bias.data(), s.in, s.out);
+    const PackedLinear packed = pack_linear({weights.data(), scale.data(), false, bias.data(), s.in, s.out});
     std::vector<float> first;
     for (const TileKernels* kernels : kinds()) {
       std::vector<float> y(want.size(), 7.0F);
@@ -174,7 +174,7 @@ TEST(tiles_linear_is_exact_on_rows_that_eight_bits_hold) {
   std::vector<std::int8_t> weights(static_cast<std::size_t>(in * out));
   for (auto& weight : weights) weight = static_cast<std::int8_t>(static_cast<int>(bits() % 255) - 127);
   const float half = 0.5F;
-  const PackedLinear packed = pack_linear(weights.data(), &half, true, nullptr, in, out);
+  const PackedLinear packed = pack_linear({weights.data(), &half, true, nullptr, in, out});
   for (const TileKernels* kernels : kinds()) {
     std::vector<float> y(static_cast<std::size_t>(rows * out));
     kernels->linear(packed, x.data(), y.data(), rows, on_threads);
@@ -195,7 +195,7 @@ TEST(tiles_linear_ends_in_gelu_where_it_is_told_to) {
   // One weight of 1: x itself, from far below zero, where e^(-2u) has no float32, to far above.
   const std::int8_t weight = 1;
   const float one = 1.0F;
-  const PackedLinear packed = pack_linear(&weight, &one, true, nullptr, 1, 1, true);
+  const PackedLinear packed = pack_linear({&weight, &one, true, nullptr, 1, 1, true});
   std::vector<float> x;
   for (float value = -40.0F; value <= 40.0F; value += 0.0625F) x.push_back(value);
   for (const TileKernels* kernels : kinds()) {
@@ -251,5 +251,32 @@ TEST(tiles_convolution_is_the_sum_over_its_window) {
       if (first.empty()) first = y;
       CHECK_NEAR(relative_error(y, {first.begin(), first.end()}), 0.0, 1e-5);
     }
+  }
+}
+
+TEST(tiles_linear_adds_the_eighth_bit) {
+  // 7-bit weights and half steps beside them against the same 8-bit weights with half the scale.
+  const std::int64_t rows = 33, in = 70, out = 37;
+  const auto x = random_floats(rows * in, 14);
+  std::vector<std::int8_t> whole(static_cast<std::size_t>(in * out)), both(whole.size());
+  std::vector<std::uint8_t> finer(static_cast<std::size_t>(in * ((out + 3) / 4)));
+  std::mt19937 bits(15);
+  for (std::int64_t k = 0; k < in; ++k) {
+    for (std::int64_t n = 0; n < out; ++n) {
+      const int seven = static_cast<int>(bits() % 127) - 63, half = static_cast<int>(bits() % 3) - 1;
+      whole[static_cast<std::size_t>(k * out + n)] = static_cast<std::int8_t>(seven);
+      both[static_cast<std::size_t>(k * out + n)] = static_cast<std::int8_t>(2 * seven + half);
+      auto& byte = finer[static_cast<std::size_t>(k * ((out + 3) / 4) + n / 4)];
+      byte = static_cast<std::uint8_t>(byte | (half + 1) << 2 * (n % 4));
+    }
+  }
+  const float scale = 0.02F, half_scale = 0.01F;
+  const PackedLinear packed = pack_linear({whole.data(), &scale, true, nullptr, in, out, false, finer.data()});
+  const PackedLinear same = pack_linear({both.data(), &half_scale, true, nullptr, in, out});
+  for (const TileKernels* kernels : kinds()) {
+    std::vector<float> y(static_cast<std::size_t>(rows * out)), want(y.size());
+    kernels->linear(packed, x.data(), y.data(), rows, on_threads);
+    kernels->linear(same, x.data(), want.data(), rows, on_threads);
+    for (std::size_t i = 0; i < y.size(); ++i) CHECK_EQUAL(y[i], want[i]);
   }
 }
