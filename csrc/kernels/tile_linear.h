@@ -1,6 +1,10 @@
 // A linear in int8 on tiles; see tile_kernels.h. Included once for each kind of tiles (tile_kernels.cpp).
 #pragma once
 
+#include <cmath>
+#include <limits>
+#include <vector>
+
 #include "core/aligned.h"
 #include "kernels/tile_kernels.h"
 #include "kernels/tile_vectors.h"
@@ -23,9 +27,11 @@ struct RowScale {
   std::int32_t zero;
 };
 
-// A row of x into the rows of tiles: 64 of k in each.
+// A row of x into the rows of tiles: 64 of k in each. One with NaN or infinity has a step of NaN, and so all its
+// results.
 inline RowScale quantise_row(const float* x, std::uint8_t* to, std::int64_t in) {
-  const auto [low, high] = range_with_zero(x, in);
+  const auto [low, high, numbers] = range_with_zero(x, in);
+  if (!numbers || !std::isfinite(high - low)) return {std::numeric_limits<float>::quiet_NaN(), 0};
   const float step = high > low ? (high - low) / 255.0F : 1.0F;
   const auto zero = static_cast<std::int32_t>(std::nearbyint(-low / step));
   for (std::int64_t k = 0; k < in; k += kTileInts, to += kTileSize) {

@@ -162,25 +162,30 @@ inline float largest(const float* row, std::int64_t n, float least) {
 
 struct Range {
   float low, high;
+  bool numbers;  // none of them is NaN
 };
 
 // The smallest and the largest of n numbers and zero.
 inline Range range_with_zero(const float* row, std::int64_t n) {
-  Range range{0.0F, 0.0F};
+  Range range{0.0F, 0.0F, true};
   std::int64_t i = 0;
 #if defined(__AVX512F__)
   __m512 low[4] = {}, high[4] = {};  // as many as hide the time that one takes
+  __mmask16 none = 0;
   for (; i + 64 <= n; i += 64) {
     for (int j = 0; j < 4; ++j) {
       const __m512 values = _mm512_loadu_ps(row + i + 16 * j);
       low[j] = _mm512_min_ps(low[j], values);
       high[j] = _mm512_max_ps(high[j], values);
+      none |= _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
     }
   }
+  range.numbers = none == 0;
   range.low = _mm512_reduce_min_ps(_mm512_min_ps(_mm512_min_ps(low[0], low[1]), _mm512_min_ps(low[2], low[3])));
   range.high = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(high[0], high[1]), _mm512_max_ps(high[2], high[3])));
 #endif
   for (; i < n; ++i) {
+    range.numbers = range.numbers && !std::isnan(row[i]);
     range.low = std::min(range.low, row[i]);
     range.high = std::max(range.high, row[i]);
   }

@@ -1,13 +1,16 @@
 // Tensors, errors and threads of ONNX Runtime for the operators of operators.cpp.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <exception>
+#include <fstream>
 #include <functional>
 #include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "kernels/tile_kernels.h"
@@ -96,15 +99,32 @@ float* output_of(const Api& api, KernelContext* context, const std::vector<std::
   return static_cast<float*>(data);
 }
 
-// Lets the system take back the pages of what was packed: they are a file's, and would be in memory twice. What they
-// hold stays as it is, whatever memory it is (MADV_PAGEOUT); a system that does not know this does nothing.
+#if defined(__linux__)
+// Whether all that lies in whole pages is what a file holds: a page that was written to, in a private mapping too, is
+// an anonymous one (Documentation/admin-guide/mm/pagemap.rst; bits 61 to 63).
+inline bool is_unchanged_file(std::uintptr_t begin, std::uintptr_t end, std::uintptr_t page) {
+  constexpr std::uint64_t kOfFile = 1ULL << 61, kSwapped = 1ULL << 62, kPresent = 1ULL << 63;
+  std::vector<std::uint64_t> pages((end - begin) / page);
+  std::ifstream map("/proc/self/pagemap", std::ios::binary);
+  map.seekg(static_cast<std::streamoff>(begin / page * sizeof(std::uint64_t)));
+  if (!map.read(reinterpret_cast<char*>(pages.data()), static_cast<std::streamsize>(pages.size() * 8))) return false;
+  return std::all_of(pages.begin(), pages.end(), [](std::uint64_t entry) {
+    return (entry & kSwapped) == 0 && ((entry & kPresent) == 0 || (entry & kOfFile) != 0);
+  });
+}
+#endif
+
+// Takes the pages of what was packed out of this process, where they are a file's: they would be in memory twice.
+// Whoever reads them again finds them in the page cache or on the disk.
 void give_back(const Tensor& packed) {
-#if defined(__linux__) && defined(MADV_PAGEOUT)
-  constexpr std::uintptr_t kPage = 4096;
-  const auto begin = (reinterpret_cast<std::uintptr_t>(packed.data) + kPage - 1) / kPage * kPage;
-  const auto end =
-      (reinterpret_cast<std::uintptr_t>(packed.data) + static_cast<std::uintptr_t>(packed.size())) / kPage * kPage;
-  if (packed.data != nullptr && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_PAGEOUT);
+#if defined(__linux__)
+  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto address = reinterpret_cast<std::uintptr_t>(packed.data);
+  const std::uintptr_t begin = (address + page - 1) / page * page;
+  const std::uintptr_t end = (address + static_cast<std::uintptr_t>(packed.size())) / page * page;
+  if (packed.data != nullptr && begin < end && is_unchanged_file(begin, end, page)) {
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  }
 #else
   (void)packed;
 #endif

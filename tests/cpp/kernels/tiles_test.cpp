@@ -280,3 +280,25 @@ TEST(tiles_linear_adds_the_eighth_bit) {
     for (std::size_t i = 0; i < y.size(); ++i) CHECK_EQUAL(y[i], want[i]);
   }
 }
+
+TEST(tiles_pass_on_what_is_no_number) {
+  const std::int64_t rows = 4, width = 64;
+  std::vector<std::int8_t> weights(static_cast<std::size_t>(width * width), 1);
+  const float one = 1.0F;
+  const PackedLinear packed = pack_linear({weights.data(), &one, true, nullptr, width, width});
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    for (const std::int64_t at : {std::int64_t{0}, std::int64_t{37}, width - 1}) {
+      auto x = random_floats(rows * width, 16);
+      x[static_cast<std::size_t>(2 * width + at)] = bad;
+      for (const TileKernels* kernels : kinds()) {
+        std::vector<float> y(x.size());
+        kernels->linear(packed, x.data(), y.data(), rows, on_threads);
+        for (std::size_t i = 0; i < y.size(); ++i)
+          CHECK_EQUAL(std::isnan(y[i]), static_cast<std::int64_t>(i) / width == 2);
+        kernels->attention({x.data(), x.data(), x.data(), y.data(), 1, rows, rows, 1, width, 1.0F}, on_threads);
+        for (std::int64_t i = 0; i < width; ++i)
+          CHECK_EQUAL(std::isnan(y[static_cast<std::size_t>(2 * width + i)]), true);
+      }
+    }
+  }
+}
