@@ -11,6 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from sora_runtime import _core
 from sora_runtime.cli.engines import engines
 from sora_runtime.engines import libraries
 from sora_runtime.engines.libraries import CudaStatus, LibraryStatus
@@ -76,7 +77,8 @@ def test_a_gpu_and_a_cache_are_described(
 def test_json(command: Callable[..., Any], tmp_path: Path) -> None:
     EngineStore().get_or_build(KEY, lambda plan: plan.write_bytes(b"x") and {"what": "t.onnx"}).close()
     record = json.loads(command("--json").stdout)
-    assert set(record) == {"cuda", "libraries", "cache"}
+    assert set(record) == {"cuda", "libraries", "own_int8_operators", "cache"}
+    assert record["own_int8_operators"] is _core.has_amx()
     assert record["libraries"][0]["name"] == "onnxruntime CPU" and record["libraries"][0]["runs"] is True
     (entry,) = record["cache"]["engines"]
     assert entry["what"] == "t.onnx" and entry["key"]["compute_capabilities"] == ["8.9"]
