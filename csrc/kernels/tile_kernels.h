@@ -20,7 +20,7 @@ inline constexpr std::int64_t kMostChannels = 512;  // of a head
 // Runs on threads what is worth waking them for: `work` is in numbers read, scores, or 64 multiply-adds.
 inline void spread(const Parallel& parallel, std::int64_t n, std::int64_t work,
                    const std::function<void(std::int64_t)>& body) {
-  constexpr std::int64_t kWorthThreads = 1 << 15;  // some 20 microseconds
+  constexpr std::int64_t kWorthThreads = 1 << 15;  // wan-pocket's networks gain by no less and no more
   if (work >= kWorthThreads) return parallel(n, body);
   for (std::int64_t i = 0; i < n; ++i) body(i);
 }

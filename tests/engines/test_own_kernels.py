@@ -256,3 +256,10 @@ def test_a_quantised_input_that_others_read_stays(tmp_path: Path) -> None:
     nodes.append(helper.make_node("Add", ["c.0", "d.0"], ["sum"]))
     path = save_convolutions(tmp_path / "graph.onnx", [(nodes, weights)], [1, 3, 2, 4, 4], "sum")
     assert with_own_operators(path.read_bytes()) is None
+
+
+def test_weights_scaled_by_another_axis_stay(tmp_path: Path) -> None:
+    nodes, weights = convolution(0, "x", (3, 3, 1, 1, 1))
+    nodes[2].attribute[0].i = 1
+    path = save_convolutions(tmp_path / "graph.onnx", [(nodes, weights)], [1, 3, 2, 4, 4], "c.0")
+    assert with_own_operators(path.read_bytes()) is None

@@ -38,9 +38,9 @@ def convolutions(nodes: Mapping[int, Message], uses: Mapping[bytes, int], domain
         after = only_reader(node.outputs[0], b"QuantizeLinear")
         end = None if after is None else only_reader(nodes[after].outputs[0], b"DequantizeLinear")
         around = (narrowed, widened, weights, after, end)
-        if None in around or len(nodes[weights or 0].inputs) != 2:
-            continue
         found = [index for index in around if index is not None]
+        if len(found) < len(around) or not _by_output(nodes[found[2]]):
+            continue
         narrow, _, weight, _, last = found
         inputs = [nodes[narrow].inputs[0], *nodes[weight].inputs, *node.inputs[2:]]
         changed |= dict.fromkeys(found)
@@ -53,6 +53,11 @@ def convolutions(nodes: Mapping[int, Message], uses: Mapping[bytes, int], domain
             ]
         )
     return changed
+
+
+def _by_output(weights: Message) -> bool:
+    """Whether int8 weights have a scale for each output, and no zero points."""
+    return len(weights.inputs) == 2 and weights.integers.get(b"axis") == [0]
 
 
 def _keeps_its_size(conv: Message) -> bool:
