@@ -30,7 +30,7 @@ RANKS = [
         *("embedding_store", "embedding_tiers", "sampling", "preset_use", "request", "request_settings"),
         *("seeds", "video", "clip"),
     },
-    {"text", "condition", "decode", "tiles", "denoise", "clip_memory", "denoise_cuda", "programs"},
+    {"text", "condition", "decode", "tiles", "denoise", "clip_memory", "denoise_cuda", "chunks_cuda", "programs"},
     {"stages"},
     {"encoders", "open_stages"},
     {"cost"},

@@ -63,6 +63,19 @@ class OnDemand(Generic[Opened]):
             self._encoder = None
 
 
+class PictureEncoder(Protocol):
+    """A picture in, latents of a clip that begins with it out."""
+
+    seconds: float
+    """Inside the engines, over all clips."""
+
+    def encode(self, picture: NDArray[np.float32], zero_frames: int) -> NDArray[np.float32]:
+        """See `ChunkEncoder.encode`."""
+
+    def close(self) -> None:
+        """Give back the engines."""
+
+
 class ChunkEncoder:
     """A causal VAE encoder: frames in, chunk by chunk, latents as the transformer takes them out.
 
@@ -144,7 +157,7 @@ class ImageConditioner:
     def __init__(
         self,
         facts: ImageFacts,
-        vae_encoder: OnDemand[ChunkEncoder],
+        vae_encoder: OnDemand[PictureEncoder],
         image_encoder: OnDemand[Engine] | None,
         tiers: EmbeddingTiers,
     ) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from .bundle import Bundle
-from .condition import ChunkEncoder, ImageConditioner, OnDemand, start_latents
+from .condition import ChunkEncoder, ImageConditioner, OnDemand, PictureEncoder, start_latents
 from .decode import ChunkDecoder, Decoder
 from .denoise import VARYING, Denoiser, DenoiseResult, Embeddings
 from .embedding_tiers import EmbeddingTiers, EncoderUse
@@ -25,7 +25,7 @@ from .turns import stop_if_cancelled
 
 if TYPE_CHECKING:
     from .denoise_cuda import CudaDenoiser
-    from .engines.tensorrt import TensorRtEngine
+    from .engines.device_engine import DeviceEngine
 
 
 def open_engine(
@@ -196,7 +196,7 @@ class _Opener:
         if self.engine in GPU_ENGINES:
             from .denoise_cuda import CudaDenoiser
 
-            return CudaDenoiser(cast("list[TensorRtEngine]", engines))
+            return CudaDenoiser(cast("list[DeviceEngine]", engines))
         return Denoiser(engines, num_threads=self.num_threads)
 
     def decoder(self) -> Decoder:
@@ -204,7 +204,12 @@ class _Opener:
         if isinstance(vae, ChunkedVae):
             chunk = self._chunk(vae, "decoder")
             first = self._open(chunk.first)
-            return ChunkDecoder(first, None if chunk.next is None else self._open(chunk.next))
+            following = None if chunk.next is None else self._open(chunk.next)
+            if self.engine in GPU_ENGINES:
+                from .chunks_cuda import CudaChunkDecoder
+
+                return CudaChunkDecoder(cast("DeviceEngine", first), cast("DeviceEngine | None", following))
+            return ChunkDecoder(first, following)
         shape = (bucket.height, bucket.width, bucket.num_frames)
         for tiled in vae.buckets:
             if (tiled.height, tiled.width, tiled.num_frames) == shape:
@@ -219,8 +224,13 @@ class _Opener:
         following = chunk.next if facts.video == "encode_zeros" else None
         graphs = (chunk.first,) if following is None else (chunk.first, following)
 
-        def open_vae() -> ChunkEncoder:
-            return ChunkEncoder(self._engine(chunk.first), None if following is None else self._engine(following))
+        def open_vae() -> PictureEncoder:
+            engines = self._engine(chunk.first), None if following is None else self._engine(following)
+            if self.engine in GPU_ENGINES:
+                from .chunks_cuda import CudaChunkEncoder
+
+                return CudaChunkEncoder(*cast("tuple[DeviceEngine, DeviceEngine | None]", engines))
+            return ChunkEncoder(*engines)
 
         vae = OnDemand(open_vae, graphs=graphs, fingerprint=self._fingerprint(graphs))
         image = None if components.image_encoder is None else self._vision(components.image_encoder.graph)

@@ -1,7 +1,7 @@
 """From latents to frames in overlapping tiles that are blended: for VAE decoders that pass nothing on."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,7 +126,7 @@ class TiledDecoder:
             tail = frames[:, ready:].copy()
             yield frames[:, :ready]
 
-    def rgb8_chunks(self, latents: Float, *, num_threads: int) -> Iterator[NDArray[np.uint8]]:
+    def rgb8_chunks(self, latents: Float, *, num_threads: int) -> Generator[NDArray[np.uint8], None, None]:
         """As `chunks`, but uint8 [n, height, width, 3], a new array each time."""
         for frames in self.chunks(latents):
             yield _core.frames_to_rgb8(np.ascontiguousarray(frames), num_threads=num_threads)

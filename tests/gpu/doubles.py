@@ -1,8 +1,9 @@
 """Stand-ins for `cuda.core` and TensorRT on the host, which insist on what the real ones demand.
 
 What is put on a stream happens when the stream is waited for, not before: a result that is read too early is seen, and
-memory that is overwritten or given back while the stream may still read it. A plan is the path of an ONNX graph, which
-ONNX Runtime evaluates. `tests/gpu/test_doubles.py` holds every name and argument here against the real libraries.
+memory that is overwritten or given back while the stream may still read it. Two streams may touch the same memory only
+where an event or a wait of the host orders them (vector clocks). A plan is the path of an ONNX graph, which ONNX
+Runtime evaluates. `tests/gpu/test_doubles.py` holds every name and argument here against the real libraries.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+
+from sora_runtime import _core
 
 
 class Broken(AssertionError):
@@ -39,12 +42,37 @@ def content(address: int, size: int) -> bytes:
     return ctypes.string_at(address, size)
 
 
+@dataclass
+class Access:
+    """Memory that an operation reads or writes, and when: the how manieth of its stream."""
+
+    address: int
+    size: int
+    writes: bool
+    stream: int
+    count: int
+    what: str
+
+    def meets(self, other: Access) -> bool:
+        together = self.address < other.address + other.size and other.address < self.address + self.size
+        return together and (self.writes or other.writes)
+
+
+Clock = dict[int, int]
+"""Of each stream, how many of its operations have certainly happened."""
+
+
+def merged(first: Clock, second: Clock) -> Clock:
+    return {stream: max(first.get(stream, 0), second.get(stream, 0)) for stream in {*first, *second}}
+
+
 class Stream:
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
         self.handle = 4096 + len(gpu.streams)
         self.pending: list[Operation] = []
         self.recording: list[Operation] | None = None
+        self.clock: Clock = {}
         gpu.streams[self.handle] = self
 
     def put(self, operation: Operation) -> None:
@@ -55,6 +83,7 @@ class Stream:
             self.recording.append(operation)
             self.gpu.log.append(f"record {operation.what}")
             return
+        self._insist_on_order(operation)
         operation.seen = [
             hashlib.sha256(content(address, size)).digest()
             for address, size in operation.reads
@@ -63,16 +92,34 @@ class Stream:
         self.pending.append(operation)
         self.gpu.log.append(operation.what)
 
+    def _insist_on_order(self, operation: Operation) -> None:
+        """What another stream does to the same memory must have happened before, by events or by a wait."""
+        self.clock = merged(self.clock, self.gpu.known)
+        self.clock[self.handle] = count = self.clock.get(self.handle, 0) + 1
+        places = [(place, False) for place in operation.reads] + [(place, True) for place in operation.writes]
+        accesses = [Access(*place, writes, self.handle, count, operation.what) for place, writes in places]
+        for other in self.gpu.accesses:
+            if self.clock.get(other.stream, 0) < other.count and any(other.meets(each) for each in accesses):
+                raise Broken(f"'{operation.what}' meets '{other.what}' of another stream with nothing between them")
+        self.gpu.accesses += accesses
+
+    def wait(self, event_or_stream: Event) -> None:
+        event = event_or_stream
+        self.put(Operation("wait for another stream", lambda: event.stream.pass_until(event.operation), [], []))
+        self.clock = merged(self.clock, event.clock)
+
     def record(self, event: Event | None = None, options: EventOptions | None = None) -> Event:
         made = event or Event(options or EventOptions())
         made.stream, made.operation = self, Operation("event", made.pass_by, [], [])
         self.put(made.operation)
+        made.clock = dict(self.clock)
         return made
 
     def sync(self) -> None:
         self.gpu.insist_no_recording("a wait")
         self.gpu.log.append("sync")
         self.pass_until(None)
+        self.gpu.learn(self.clock)
 
     def pass_until(self, last: Operation | None) -> None:
         while self.pending and (last is None or last in self.pending):
@@ -102,11 +149,13 @@ class Event:
         self.at: int | None = None
         self.stream: Stream
         self.operation: Operation
+        self.clock: Clock = {}
 
     def sync(self) -> None:
         self.stream.gpu.insist_no_recording("a wait for an event")
         self.stream.gpu.log.append("sync event")
         self.stream.pass_until(self.operation)
+        self.stream.gpu.learn(self.clock)
 
     def pass_by(self) -> None:
         Event.passed += 1
@@ -205,6 +254,9 @@ class Buffer:
             )
             if used and other is not stream:
                 raise Broken("memory is given back while a stream may still use it")
+        self._gpu.accesses = [
+            each for each in self._gpu.accesses if not self.handle <= each.address < self.handle + self.size
+        ]
         self._gpu.closed.append(self)
         self._gpu.buffers.remove(self)
 
@@ -218,6 +270,8 @@ class Gpu:
         self.closed: list[Buffer] = []
         self.log: list[str] = []
         self.records_engines = True
+        self.accesses: list[Access] = []  # that the host has not waited for
+        self.known: Clock = {}  # what the host has waited for
         self.driver = Driver(self)
         self.current = threading.local()  # as contexts are
         gpu = self
@@ -259,6 +313,11 @@ class Gpu:
     def insist_no_recording(self, what: str) -> None:
         if any(stream.recording is not None for stream in self.streams.values()):
             raise Broken(f"{what} while a graph is recorded")
+
+    def learn(self, clock: Clock) -> None:
+        """The host has waited; what it does next comes after all this."""
+        self.known = merged(self.known, clock)
+        self.accesses = [each for each in self.accesses if self.known.get(each.stream, 0) < each.count]
 
     def find(self, address: int) -> Buffer | None:
         return next((each for each in self.buffers if each.handle <= address < each.handle + each.size), None)
@@ -369,6 +428,19 @@ class CoreDouble:
         self.Buffers = SimpleNamespace
         self.gpu = gpu
 
+    def frames_to_rgb8(
+        self, frames: int, rgb8: int, *, num_frames: int, plane: int, dtype: str = "float32", stream: int
+    ) -> None:
+        assert dtype == "float32", "the doubles' engines write float32 frames"
+        size = 3 * num_frames * plane
+
+        def run() -> None:
+            values = np.frombuffer(content(frames, 4 * size), np.float32).reshape(3, num_frames, plane, 1)
+            pixels = _core.frames_to_rgb8(values)
+            ctypes.memmove(rgb8, pixels.ctypes.data, size)
+
+        self.gpu.streams[stream].put(Operation("rgb8", run, [(frames, 4 * size)], [(rgb8, size)]))
+
     def workspace_bytes(self, rows: Any, *, n: int, reuse: Any, guidance: Any) -> int:
         return (
             -(-rows.nbytes // 256) * 256
@@ -380,14 +452,28 @@ class CoreDouble:
         self, rows: Any, buffers: Any, *, workspace: int, workspace_bytes: int, stream: int, reuse: Any, guidance: Any
     ) -> SamplerDouble:
         assert workspace_bytes >= self.workspace_bytes(rows, n=buffers.n, reuse=reuse, guidance=guidance)
-        return SamplerDouble(self.gpu.streams[stream], rows, buffers, workspace)
+        made = DecidingSamplerDouble if measures(rows, reuse) else SamplerDouble
+        return made(self.gpu.streams[stream], rows, buffers, workspace, {"reuse": reuse, "guidance": guidance})
+
+
+def measures(rows: Any, reuse: Any) -> bool:
+    """Whether step reuse looks at what each row measured: tried on the CPU, with a network that gives zeros."""
+    if np.any(rows["noise"]):
+        return False
+    zeros = [np.zeros(16, np.float32) for _ in range(3)]
+    probe = _core.Sampler(
+        rows, zeros[0], model_input=None, conditional=zeros[1], unconditional=zeros[2], reuse=reuse,
+        guidance=_core.GuidanceRule()
+    )  # fmt: skip
+    return len(probe.run(lambda *_: None).norms) > 0
 
 
 class SamplerDouble:
     """Rows without guidance by sums and without step reuse."""
 
-    def __init__(self, stream: Stream, rows: Any, buffers: Any, workspace: int) -> None:
+    def __init__(self, stream: Stream, rows: Any, buffers: Any, workspace: int, rules: dict[str, Any]) -> None:
         self._stream, self._rows, self._buffers, self._workspace = stream, rows, buffers, workspace
+        self._rules = rules
         self.tables = rows.tobytes().ljust(-(-rows.nbytes // 256) * 256, b"\0")
 
     def run(self, denoiser: Any, *, noise: Any = None, on_step: Any = None, cancel: Any = None) -> Any:
@@ -444,6 +530,26 @@ class SamplerDouble:
 
         writes = [(b.latents, size), *([(store, size)] if store is not None else [])]
         self._stream.put(Operation("step", run, [(place, size) for place in places], writes))
+
+
+class DecidingSamplerDouble(SamplerDouble):
+    """Rows of which step reuse decides: the CPU's sampler, which waits for each evaluation before it looks."""
+
+    def run(self, denoiser: Any, *, noise: Any = None, on_step: Any = None, cancel: Any = None) -> Any:
+        self._stream.gpu.insist_no_recording("a decision")
+        b = self._buffers
+
+        def view(address: int) -> Any:
+            return np.frombuffer((ctypes.c_uint8 * (4 * b.n)).from_address(address), np.float32)
+
+        def evaluate(row: int, engine: int, timestep: float, unconditional: bool) -> None:
+            denoiser(row, engine, timestep, unconditional)
+            self._stream.sync()
+
+        self._stream.sync()
+        outputs = {"conditional": view(b.conditional), "unconditional": view(b.unconditional)}
+        sampler = _core.Sampler(self._rows, view(b.latents), model_input=None, **outputs, **self._rules)
+        return sampler.run(evaluate, on_step=on_step, cancel=cancel)
 
 
 def tensorrt_double(gpu: Gpu) -> Any:

@@ -15,6 +15,7 @@ from gpu.doubles import Gpu
 from sora_runtime import Runtime, _core
 from sora_runtime.engines import tensorrt
 from sora_runtime.errors import Cancelled, EngineError
+from sora_runtime.sampling import StepReuse
 
 ASK: dict[str, Any] = {"prompt": "a red circle moving left", "num_inference_steps": 4, "seed": 4}
 ANOTHER = ASK | {"prompt": "a blue star spinning on a black background", "seed": 9, "guidance_scale": 5.5}
@@ -81,11 +82,11 @@ def test_each_structure_has_a_graph_of_its_own(gpu: Gpu, bundle: Path) -> None:
     assert log["launch graph"] == 4 and log["record execute"] == 4 + 8
 
 
-def test_a_graph_is_recorded_anew_when_the_scratch_memory_has_moved(gpu: Gpu, bundle: Path) -> None:
+def test_a_graph_is_recorded_anew_when_the_room_has_moved(gpu: Gpu, bundle: Path) -> None:
     with Runtime.load(bundle) as runtime:
         wanted = frames(runtime, ASK)
         frames(runtime, ASK)
-        tensorrt.current_device().scratch(1 << 20)  # an engine that needs more was opened
+        tensorrt.current_device().room(1 << 24)  # an engine that needs more was opened
         gpu.log.clear()
         np.testing.assert_array_equal(frames(runtime, ASK), wanted)
         assert Counter(gpu.log)["record execute"] == 8
@@ -130,7 +131,7 @@ def test_the_seconds_are_the_devices(gpu: Gpu, bundle: Path) -> None:
 def test_memory_is_given_back_when_the_runtime_closes(gpu: Gpu, bundle: Path) -> None:
     runtime = Runtime.load(bundle)
     runtime.generate(**ASK)
-    held = max(gpu.buffers, key=lambda buffer: 0 if buffer.host else buffer.size)
+    (held,) = (buffer for buffer in gpu.buffers if not buffer.host)  # all stages lie in one piece
     runtime.close()
     assert held in gpu.closed and all(not stream.pending for stream in gpu.streams.values())
 
@@ -167,4 +168,29 @@ def test_memory_of_structures_used_long_ago_is_given_back(gpu: Gpu, bundle: Path
         for steps in (1, 2, 3, 4, 5):
             frames(runtime, ASK | {"num_inference_steps": steps})
         (stages,) = runtime._stages.values()
-        assert len(stages.denoiser._prepared) == 3 and len(gpu.closed) == 2  # type: ignore[union-attr]
+        assert len(stages.denoiser._prepared) == 3  # type: ignore[union-attr]
+        # Of each that was forgotten, what the host kept to copy from and to.
+        assert len([buffer for buffer in gpu.closed if buffer.host]) == 4
+
+
+def test_where_step_reuse_decides_each_evaluation_is_a_graph(
+    gpu: Gpu, bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reuse = StepReuse("easycache", threshold=0.2, warm_up=2)
+    asks = [each | {"num_inference_steps": 8, "step_reuse": reuse, "force_step_reuse": True} for each in (ASK, ANOTHER)]
+    with Runtime.load("wan-pocket") as runtime:
+        expected = [runtime.generate(**ask) for ask in asks]
+    assert expected[0].receipt.evaluations.skipped > 0
+    with Runtime.load(bundle) as runtime, caplog.at_level(logging.INFO, "sora_runtime.denoise_cuda"):
+        for turn in range(3):
+            gpu.log.clear()
+            clip, wanted = runtime.generate(**asks[turn % 2]), expected[turn % 2]
+            np.testing.assert_array_equal(clip.frames, wanted.frames)
+            made = clip.receipt.evaluations.made
+            assert made == wanted.receipt.evaluations.made
+            assert Counter(gpu.log)["launch graph"] == (made if turn else 0)
+        (stages,) = runtime._stages.values()
+        assert stages.denoiser.how() == (  # type: ignore[union-attr]
+            "a graph for each evaluation: step reuse decides by what is measured"
+        )
+    assert "record step" not in gpu.log and "step reuse decides" in caplog.text

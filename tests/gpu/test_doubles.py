@@ -40,7 +40,7 @@ def arguments(function: Any) -> list[str]:
     ("double", "name", "methods"),
     [
         (Gpu().Device, "Device", ["set_current", "create_stream", "allocate"]),
-        (Stream, "Stream", ["sync", "record"]),
+        (Stream, "Stream", ["sync", "record", "wait"]),
         (Event, "Event", ["sync"]),
         (Buffer, "Buffer", ["copy_to", "close", "from_handle"]),
         (Gpu().LegacyPinnedMemoryResource, "LegacyPinnedMemoryResource", ["allocate"]),

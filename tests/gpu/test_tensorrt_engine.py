@@ -53,19 +53,27 @@ def test_a_gpu_without_a_price_asks_for_one_before_the_work(
         assert runtime.generate(**ASK, price_per_hour=2.0).receipt.cost.usd_per_hour == 2.0
 
 
-def test_engines_share_one_piece_of_scratch_memory(gpu: Gpu, bundle: Path) -> None:
+def test_engines_lie_in_one_room(gpu: Gpu, bundle: Path) -> None:
     device = tensorrt.current_device()
-    small = device.scratch(100)
-    assert device.scratch(50) is small
-    large = device.scratch(1000)
-    assert large.size >= 1000 and gpu.closed == [small]
-    loaded = Bundle.load(bundle)
-    for graph in ("text_encoder.onnx", "transformer.64x64x25.onnx"):
+    small = device.room(100)
+    assert device.room(50) is small and device.moves == 0
+    large = device.room(1000)
+    assert large.size >= 1000 and gpu.closed == [small] and device.moves == 1
+    loaded, bindings = Bundle.load(bundle), []
+    for graph in ("text_encoder.onnx", "transformer.64x64x25.onnx", "text_encoder.onnx"):
         engine = open_tensorrt(loaded.path(graph), loaded.fingerprint(graph), "tensorrt_rtx")
         arrays = {name: spec.zeros() for name, spec in {**engine.inputs, **engine.outputs}.items()}
-        engine.bind(arrays).run()
-    shared = [buffer for buffer in gpu.buffers if not buffer.host and buffer.size == 4096]
-    assert shared == [device.scratch(1)]
+        bindings.append((engine.bind(arrays), arrays))
+    found = []
+    for binding, arrays in (*bindings, *bindings):  # the room has moved since the first was there
+        binding.run()
+        found.append({name: array.copy() for name, array in arrays.items()})
+    for before, after in zip(found[:3], found[3:], strict=True):
+        for name, array in before.items():
+            np.testing.assert_array_equal(array, after[name])
+    assert [buffer for buffer in gpu.buffers if not buffer.host] == [device.room(1)]
+    device.leave()
+    assert all(buffer.host for buffer in gpu.buffers)
 
 
 def test_an_engine_that_was_not_built_for_this_device_is_named(gpu: Gpu, bundle: Path, tmp_path: Path) -> None:
@@ -171,6 +179,21 @@ def test_the_double_sees_what_is_read_before_it_is_there() -> None:
     assert not (result.array == 1).any()
     device.wait()
     assert (result.array == 1).all()
+
+
+def test_the_double_sees_streams_that_nothing_orders() -> None:
+    device, staged, memory = copied(Gpu())
+    result = device.pinned(TensorSpec((4,), np.dtype(np.float32)))
+    with pytest.raises(Broken, match="meets 'copy host to device' of another stream with nothing between them"):
+        memory.copy_to(result.buffer, stream=device.copies)
+    device.copies.wait(device.mark())
+    memory.copy_to(result.buffer, stream=device.copies)
+    with pytest.raises(Broken, match="'copy host to device' meets 'copy device to host' of another stream"):
+        staged.buffer.copy_to(memory, stream=device.stream)  # before what is there has left
+    device.copies.sync()
+    assert (result.array == 1).all()
+    staged.buffer.copy_to(memory, stream=device.stream)  # the host has seen it leave
+    device.wait()
 
 
 def test_the_double_sees_an_engine_without_its_addresses(gpu: Gpu, bundle: Path) -> None:

@@ -1,4 +1,4 @@
-"""A CUDA device as engines use it: one stream, memory on both sides and copies between them, through cuda.core."""
+"""A CUDA device as engines use it: a stream, another for copies, and memory on both sides, through cuda.core."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INSTALL_CUDA = "pip install cuda-core cuda-bindings"
 
 
 class CudaDevice:
-    """A GPU, with one stream on which everything happens in order.
+    """A GPU, with one stream on which everything happens in order, and one on which results leave beside it.
 
     Args:
         index: of the device.
@@ -40,6 +40,7 @@ class CudaDevice:
             self._device = self._core.Device(index)
             self._device.set_current()
             self.stream: Any = self._device.create_stream()
+            self.copies: Any = self._device.create_stream()
             self._host: Any = self._core.LegacyPinnedMemoryResource()
             major, minor = self._device.compute_capability
         except Exception as error:  # the library raises classes of its own, RuntimeError and more
@@ -47,9 +48,9 @@ class CudaDevice:
         self.capability = f"{major}.{minor}"
         self.name = str(self._device.name)
         self.uuid = str(self._device.uuid)
-        self._scratch: Any = None
+        self._room: Any = None
         self.moves = 0
-        """How often the scratch memory has moved: what was recorded before points to memory that is gone."""
+        """How often the room has moved: addresses in it that were taken before point to memory that is gone."""
 
     def enter(self) -> None:
         """Make this the device of the calling thread, as whoever uses it from another one must."""
@@ -66,23 +67,28 @@ class CudaDevice:
         with self._explained(f"could not get {size:,} bytes of the host's memory"):
             return PinnedArray(self._host.allocate(size, stream=self.stream), spec)
 
-    def scratch(self, size: int) -> Any:
-        """A Buffer of at least so many bytes that whatever runs on the stream may use while it runs.
+    def room(self, size: int) -> Any:
+        """The Buffer of at least so many bytes in which a stage lies while it runs.
 
-        Networks of a clip never run together, so it is one for all.
+        Its tensors lie at the head, its engines' scratch memory behind them. The stages of a clip never run together,
+        so it is one for all, as large as the largest; what a stage leaves there is gone when the next one begins.
         """
-        if self._scratch is None or self._scratch.size < size:
-            self.moves += 1
-            if self._scratch is not None:
-                self._scratch.close(self.stream)  # after what is under way has used it
-                self._scratch = None
-            self._scratch = self.allocate(size)
-        return self._scratch
+        if self._room is None or self._room.size < size:
+            self.leave()
+            self._room = self.allocate(size)
+        return self._room
 
-    def copy(self, source: Any, at: int, target: Any, to: int, size: int) -> None:
-        """Put a copy between parts of two Buffers on the stream."""
+    def leave(self) -> None:
+        """Give the room back once what is under way has used it; whoever needs one gets another."""
+        if self._room is not None:
+            self._room.close(self.stream)
+            self._room = None
+            self.moves += 1
+
+    def copy(self, source: Any, at: int, target: Any, to: int, size: int, *, stream: Any = None) -> None:
+        """Put a copy between parts of two Buffers on a stream; None is the one on which everything happens."""
         with self._explained("refused a copy"):
-            self._part(source, at, size).copy_to(self._part(target, to, size), stream=self.stream)
+            self._part(source, at, size).copy_to(self._part(target, to, size), stream=stream or self.stream)
 
     def _part(self, buffer: Any, offset: int, size: int) -> Any:
         return self._core.Buffer.from_handle(int(buffer.handle) + offset, size, owner=buffer)
@@ -137,6 +143,12 @@ class CudaDevice:
         """
         with self._explained("failed at what it was given"):
             self.stream.sync()
+            self.copies.sync()
+
+    def wait_for(self, moment: Any) -> None:
+        """Until a moment on a stream has passed; raises as `wait` does."""
+        with self._explained("failed at what it was given"):
+            moment.sync()
 
 
 class CudaGraph:
@@ -171,6 +183,11 @@ class PinnedArray:
         bytes_ = np.frombuffer(kind.from_address(int(buffer.handle)), np.uint8)
         count = int(np.prod(spec.shape)) * spec.dtype.itemsize
         self.array: Array = bytes_[:count].view(spec.dtype).reshape(spec.shape)
+
+    def close(self) -> None:
+        """Give the memory back; nothing on a stream may use it any more, nor may `array` be used."""
+        self.array = np.empty(0, self.array.dtype)
+        self.buffer.close()
 
 
 _OPENING = threading.Lock()

@@ -1,15 +1,12 @@
 """Engines of TensorRT and TensorRT-RTX, which share one API, on a CUDA device.
 
 A plan is found in the engine store by the graph it was built from; its sha256 is checked before it is deserialised.
-Scratch memory is the device's, one piece for all engines of a process.
 """
 
 from __future__ import annotations
 
 import importlib
-import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import EngineError
-from .cuda import CudaDevice, PinnedArray, current_device
-from .engine import Array, TensorSpec, check_arrays
+from .cuda import CudaDevice, current_device
+from .device_engine import HostBinding, HostServer
+from .engine import Array, TensorSpec
 from .store import EnginePlan, EngineStore, sha256_of
 
 LIBRARIES = {"tensorrt": "pip install tensorrt", "tensorrt_rtx": "pip install tensorrt-rtx"}
@@ -44,7 +42,6 @@ class TensorRtEngine:
 
     def __init__(self, plan: bytes, name: str, *, device: CudaDevice, library: Any) -> None:
         self._name, self._device, self._library = name, device, library
-        self._idle: list[_Context] = []
         device.enter()
         self._runtime = library.Runtime(_logger(library))
         self._engine = self._runtime.deserialize_cuda_engine(plan)
@@ -66,54 +63,45 @@ class TensorRtEngine:
         """Name, shape and dtype of each output."""
         return dict(self._specs(self._library.TensorIOMode.OUTPUT))
 
-    def bind(self, arrays: Mapping[str, Array]) -> TensorRtBinding:
-        """Tie every input and output to a caller-owned array on the host; see `Engine.bind`.
+    def bind(self, arrays: Mapping[str, Array]) -> HostBinding:
+        """Tie every input and output to a caller-owned array on the host; see `Engine.bind`."""
+        return self._server.bind(arrays)
 
-        Each binding has a context and device memory of its own; a run copies inputs in and outputs out.
-        """
-        problem = check_arrays(arrays, {**self.inputs, **self.outputs})
-        if problem is not None:
-            raise EngineError(f"'{self._name}' cannot be bound: {problem}")
-        with self._device.lock:
-            self._device.enter()
-            return TensorRtBinding(self, arrays)
+    @cached_property
+    def _server(self) -> HostServer:
+        return HostServer(self, self._name)
 
-    def take(self) -> _Context:
-        """A context with memory of its own, one that nobody is tied to any more if there is one."""
-        if self._idle:
-            return self._idle.pop()
-        staged = {name: self._device.pinned(spec) for name, spec in {**self.inputs, **self.outputs}.items()}
-        memory = {name: self._device.allocate(twin.buffer.size) for name, twin in staged.items()}
-        context = self.context({name: int(place.handle) for name, place in memory.items()})
-        return _Context(context, staged, memory)
+    @property
+    def scratch_bytes(self) -> int:
+        """See `DeviceEngine`."""
+        return int(self._engine.device_memory_size_v2)
 
-    def give_back(self, context: _Context) -> None:
-        """Let the next binding have it."""
-        self._idle.append(context)
-
-    def context(self, addresses: Mapping[str, int]) -> Any:
-        """A context whose tensors lie at these addresses of the device; those that are left out are set by the caller.
-
-        Raises:
-            EngineError: the device's memory is used up, or a tensor cannot lie there.
-        """
+    def context(self) -> Any:
+        """See `DeviceEngine`."""
         strategy = self._library.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
         if context is None:
             raise EngineError(f"'{self._name}' cannot be run on {self._device.name}: its memory is used up")
+        return context
+
+    def place(self, context: Any, addresses: Mapping[str, int]) -> None:
+        """See `DeviceEngine`."""
         for name, address in addresses.items():
             if not context.set_tensor_address(name, address):
                 raise EngineError(f"'{name}' cannot be bound; build the engine again for this device")
-        self._device.scratch(self._engine.device_memory_size_v2)
-        return context
 
-    def enqueue(self, context: Any) -> None:
-        """Put one evaluation on the device's stream, with the device's scratch memory."""
-        size = self._engine.device_memory_size_v2
-        if size > 0:
-            context.set_device_memory(int(self._device.scratch(size).handle), size)
+    def enqueue(self, context: Any, scratch: int) -> None:
+        """See `DeviceEngine`."""
+        if self.scratch_bytes > 0:
+            context.set_device_memory(scratch, self.scratch_bytes)
         if not context.execute_async_v3(int(self._device.stream.handle)):
             raise EngineError(f"{self._library.__name__} refused to run '{self._name}'; build it again for this device")
+
+    def recordable(self, context: Any) -> bool:
+        """See `DeviceEngine`; a library that cannot say is tried."""
+        if not hasattr(context, "is_stream_capturable"):
+            return True
+        return bool(context.is_stream_capturable(int(self._device.stream.handle)))
 
     @property
     def device(self) -> CudaDevice:
@@ -124,7 +112,7 @@ class TensorRtEngine:
         """Drop the engine once its work is done; bindings that still stand keep it alive until they go."""
         self._device.enter()
         self._device.wait()
-        self._idle.clear()
+        self._server.close()
         self._engine = None
 
     def _specs(self, mode: Any) -> Iterator[tuple[str, TensorSpec]]:
@@ -136,43 +124,6 @@ class TensorRtEngine:
             if any(size < 0 for size in shape):
                 raise EngineError(f"'{name}' of '{self._name}' has the shape {list(shape)}; shapes must be static")
             yield name, TensorSpec(shape, _dtype(self._engine.get_tensor_dtype(name).name, name))
-
-
-@dataclass(frozen=True)
-class _Context:
-    """A context with memory for every tensor: its twin on the host, and where it lies on the device."""
-
-    context: Any
-    staged: Mapping[str, PinnedArray]
-    memory: Mapping[str, Any]
-
-
-class TensorRtBinding:
-    """One context of an engine with its memory on the device, tied to arrays on the host."""
-
-    def __init__(self, engine: TensorRtEngine, arrays: Mapping[str, Array]) -> None:
-        self._engine, self._arrays = engine, dict(arrays)
-        self._own = engine.take()
-        # A run has ended when it returns, so whoever binds next may have the memory.
-        weakref.finalize(self, engine.give_back, self._own)
-
-    def run(self) -> None:
-        """Evaluate once, and return when the outputs are in the caller's arrays."""
-        with self._engine.device.lock:
-            self._run()
-
-    def _run(self) -> None:
-        device, own = self._engine.device, self._own
-        device.enter()
-        for name in self._engine.inputs:
-            np.copyto(own.staged[name].array, self._arrays[name])
-            own.staged[name].buffer.copy_to(own.memory[name], stream=device.stream)
-        self._engine.enqueue(own.context)
-        for name in self._engine.outputs:
-            own.memory[name].copy_to(own.staged[name].buffer, stream=device.stream)
-        device.wait()
-        for name in self._engine.outputs:
-            np.copyto(self._arrays[name], own.staged[name].array)
 
 
 def open_tensorrt(
