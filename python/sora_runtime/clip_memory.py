@@ -1,7 +1,7 @@
 """Where the tensors of a trajectory lie in a device's memory, and which programs put the same work on it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from . import _core
 from .arena import ALIGNMENT
 from .denoise import SHARED_CONDITIONS, VARYING, Embeddings, fill
+from .engines.cuda import CudaGraph, PinnedArray
 from .engines.device_engine import DeviceEngine, DeviceMemory
 from .engines.engine import TensorSpec
 from .sampling.program import SamplerProgram
@@ -121,6 +122,34 @@ class TransformerTensors:
             stream=stream,
             **rules_of(program),
         )
+
+
+@dataclass
+class Prepared:
+    """What all clips of one structure share; graphs once they were recorded."""
+
+    layout: DeviceMemory
+    copied: int  # bytes at the head of the room that each clip brings
+    staged: PinnedArray
+    result: PinnedArray
+    contexts: list[list[Any]]  # [engine][unconditional]
+    engines: list[int]  # of each row
+    sampler: Any = None
+    used: list[tuple[int, bool]] = field(default_factory=list)  # engine and branch of contexts that have run
+    runs: int = 0
+    start: int = 0  # address of the room
+    moves: int = -1  # of the device's room when tensors were placed there
+    graph: CudaGraph | None = None
+    evaluations: dict[tuple[int, bool], CudaGraph] = field(default_factory=dict)
+    together: bool = True  # the weights of all its networks are on the device
+    why_not: str | None = None  # why there will be no graph of the whole
+    statistics: _core.RunStatistics | None = None
+    drawn: int = 0  # noise slots used in the run that is put on the stream
+
+    def close(self) -> None:
+        """Give back the host's memory."""
+        self.staged.close()
+        self.result.close()
 
 
 def count_of(spec: TensorSpec) -> int:

@@ -1,25 +1,24 @@
 """The transformers of a bundle on a CUDA device: a trajectory on one stream, and from its second clip on one graph.
 
-Everything that a clip brings (start latents, embeddings, timesteps, coefficients, noise) lies at the head of the device's
-room and goes there in one copy; then every engine call and every step of the sampler follows on the stream without a
-word from the host. What is put on the stream is the same for all clips of a program's structure, so it is recorded once
-and launched as one CUDA graph: a new prompt, seed or guidance scale changes only what is copied. Where a criterion of
-step reuse decides by what was measured, the host must look at every row; then each evaluation is a graph of its own.
+Everything that a clip brings (start latents, embeddings, timesteps, coefficients, noise) lies at the head of the
+device's room and goes there in one copy; then every engine call and every step of the sampler follows on the stream
+without a word from the host. What is put on the stream is the same for all clips of a program's structure, so it is
+recorded once and launched as one CUDA graph: a new prompt, seed or guidance scale changes only what is copied. Where a
+criterion of step reuse decides by what was measured, the host must look at every row; then each evaluation is a graph
+of its own.
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .clip_memory import FLOAT, TransformerTensors, stride_of, structure_of
+from .clip_memory import FLOAT, Prepared, TransformerTensors, stride_of, structure_of
 from .denoise import DenoiseResult, Embeddings, check_finite
-from .engines.cuda import CudaGraph, PinnedArray
-from .engines.device_engine import DeviceEngine, DeviceMemory
+from .engines.device_engine import DeviceEngine
 from .engines.engine import Array, TensorSpec
 from .errors import Cancelled, EngineError
 from .sampling.program import SamplerProgram
@@ -28,33 +27,7 @@ _LOG = logging.getLogger(__name__)
 _STRUCTURES = 3  # of programs, whose graphs are kept
 _ROWS_AHEAD = 2
 _DECIDES = "step reuse decides by what is measured"
-
-
-@dataclass
-class _Prepared:
-    """What all clips of one structure share; graphs once they were recorded."""
-
-    layout: DeviceMemory
-    copied: int  # bytes at the head of the room that each clip brings
-    staged: PinnedArray
-    result: PinnedArray
-    contexts: list[list[Any]]  # [engine][unconditional]
-    rows: int
-    sampler: Any = None
-    used: list[tuple[int, bool]] = field(default_factory=list)  # engine and branch of contexts that have run
-    runs: int = 0
-    start: int = 0  # address of the room
-    moves: int = -1  # of the device's room when tensors were placed there
-    graph: CudaGraph | None = None
-    evaluations: dict[tuple[int, bool], CudaGraph] = field(default_factory=dict)
-    why_not: str | None = None  # why there will be no graph of the whole
-    statistics: _core.RunStatistics | None = None
-    drawn: int = 0  # noise slots used in the run that is put on the stream
-
-    def close(self) -> None:
-        """Give back the host's memory."""
-        self.staged.close()
-        self.result.close()
+_TURNS = "the weights of its networks take turns on the device"
 
 
 class CudaDenoiser:
@@ -79,7 +52,7 @@ class CudaDenoiser:
                 raise EngineError("the experts of the bundle take different inputs; rebuild it with the same shapes")
         self._engines, self._device = engines, first.device
         self._tensors = TransformerTensors.of(first)
-        self._prepared: dict[object, _Prepared] = {}
+        self._prepared: dict[object, Prepared] = {}
         self._evaluations, self._seconds = 0, 0.0
         self.observe: Callable[[int, Mapping[str, Array]], None] | None = None
         """Never called: what an engine on a device is given is not on the host."""
@@ -98,7 +71,8 @@ class CudaDenoiser:
         last = next(reversed(self._prepared.values()), None)
         if last is not None and last.graph is not None:
             return "one graph"
-        why = "" if last is None or last.why_not is None else f": {last.why_not}"
+        reason = None if last is None else last.why_not if last.together else _TURNS
+        why = "" if reason is None else f": {reason}"
         return f"{'a graph for each evaluation' if last is not None and last.evaluations else 'call by call'}{why}"
 
     def run(
@@ -121,6 +95,7 @@ class CudaDenoiser:
             self._device.enter()
             self._evaluations, self._seconds = 0, 0.0
             prepared = self._of(program)
+            self._gather(prepared)
             self._settle(prepared)
             stream = int(self._device.stream.handle)
             sampler = self._tensors.sampler(prepared.layout, prepared.start, program, stream)
@@ -140,7 +115,13 @@ class CudaDenoiser:
         check_finite(latents)
         return DenoiseResult(latents, statistics, self._seconds, timed_by_row=False)
 
-    def _settle(self, prepared: _Prepared) -> None:
+    def _gather(self, prepared: Prepared) -> None:
+        """The weights of the network that runs first; without all the others' nothing can be one graph."""
+        used = [self._engines[number] for number in dict.fromkeys(prepared.engines)]
+        used[0].ready()
+        prepared.together = all(engine.loaded for engine in used)
+
+    def _settle(self, prepared: Prepared) -> None:
         """The room for this clip; where it has moved, tensors are placed anew and what was recorded is gone."""
         scratch = max(engine.scratch_bytes for engine in self._engines)
         room = self._device.room(prepared.layout.end + scratch)
@@ -151,14 +132,14 @@ class CudaDenoiser:
         prepared.evaluations.clear()
         self._place(prepared)
 
-    def _place(self, prepared: _Prepared) -> None:
+    def _place(self, prepared: Prepared) -> None:
         for engine, branches in zip(self._engines, prepared.contexts, strict=True):
             for branch, context in enumerate(branches):
                 engine.place(context, self._tensors.addresses(prepared.layout, prepared.start, branch))
 
-    def _record(self, prepared: _Prepared) -> None:
+    def _record(self, prepared: Prepared) -> None:
         """From the second clip on, when engines have warmed up; what cannot be recorded is put call by call."""
-        if prepared.runs == 0 or prepared.graph is not None or prepared.evaluations:
+        if prepared.runs == 0 or prepared.graph is not None or prepared.evaluations or not prepared.together:
             return
         if prepared.why_not not in (None, _DECIDES):
             return
@@ -174,7 +155,7 @@ class CudaDenoiser:
         if prepared.why_not is not None:
             _LOG.info("clips of this program are not recorded as a graph: %s", prepared.why_not)
 
-    def _record_evaluations(self, prepared: _Prepared) -> None:
+    def _record_evaluations(self, prepared: Prepared) -> None:
         """A graph of each engine and branch, which reads the timestep where each row's is copied before."""
         self._place(prepared)
         for number, unconditional in prepared.used:
@@ -185,7 +166,7 @@ class CudaDenoiser:
             )
 
     def _launch(
-        self, prepared: _Prepared, on_step: Callable[[int], None] | None, cancel: _core.CancelToken | None
+        self, prepared: Prepared, on_step: Callable[[int], None] | None, cancel: _core.CancelToken | None
     ) -> _core.RunStatistics:
         first = self._device.mark()
         if prepared.graph is None:
@@ -198,7 +179,7 @@ class CudaDenoiser:
         self._device.wait()
         self._evaluations, self._seconds = statistics.evaluations, self._device.seconds(first, last)
         if prepared.graph is not None and on_step is not None:
-            on_step(prepared.rows)
+            on_step(len(prepared.engines))
         return statistics
 
     def _paced(self, on_step: Callable[[int], None] | None) -> Callable[[int], None]:
@@ -216,7 +197,7 @@ class CudaDenoiser:
 
         return report
 
-    def _why_no_graph(self, prepared: _Prepared) -> str | None:
+    def _why_no_graph(self, prepared: Prepared) -> str | None:
         used = [(self._engines[number], prepared.contexts[number][branch]) for number, branch in prepared.used]
         if not all(engine.recordable(context) for engine, context in used):
             return "an engine cannot be recorded"
@@ -225,7 +206,7 @@ class CudaDenoiser:
         return None
 
     def _put(
-        self, prepared: _Prepared, on_step: Callable[[int], None] | None, cancel: _core.CancelToken | None
+        self, prepared: Prepared, on_step: Callable[[int], None] | None, cancel: _core.CancelToken | None
     ) -> _core.RunStatistics:
         """Everything of a clip, in order; nothing here waits, takes memory or looks at a value."""
         device, pieces = self._device, prepared.layout.pieces
@@ -246,6 +227,10 @@ class CudaDenoiser:
                 engine.place(context, {"timestep": prepared.start + at})
                 engine.enqueue(context, prepared.start + prepared.layout.end)
             self._evaluations += 1
+            for following in prepared.engines[row:]:
+                if following != number:  # the next expert comes while this one runs, if it fits beside it
+                    self._engines[following].ahead()
+                    break
 
         def draw(address: int, n: int) -> None:
             slot = pieces[f"noise {prepared.drawn}"]
@@ -258,7 +243,7 @@ class CudaDenoiser:
         device.copy(room, latents.offset, prepared.result.buffer, 0, latents.size)
         return prepared.statistics
 
-    def _of(self, program: SamplerProgram) -> _Prepared:
+    def _of(self, program: SamplerProgram) -> Prepared:
         """What the program's structure needs; the structures used longest ago are forgotten."""
         key = structure_of(program)
         prepared = self._prepared.pop(key, None)
@@ -269,18 +254,18 @@ class CudaDenoiser:
         self._prepared[key] = prepared
         return prepared
 
-    def _prepare(self, program: SamplerProgram) -> _Prepared:
+    def _prepare(self, program: SamplerProgram) -> Prepared:
         device, layout = self._device, self._tensors.lay_out(program)
         room = device.room(layout.end + max(engine.scratch_bytes for engine in self._engines))
         sampler = self._tensors.sampler(layout, int(room.handle), program, int(device.stream.handle))
         copied = layout.pieces["workspace"].offset + len(sampler.tables)
-        return _Prepared(
+        return Prepared(
             layout,
             copied,
             device.pinned(TensorSpec((copied,), np.dtype(np.uint8))),
             device.pinned(TensorSpec(self.latent_shape, FLOAT)),
             [[engine.context() for _branch in range(2)] for engine in self._engines],
-            len(program.rows),
+            program.rows["engine"].tolist(),
         )
 
     def close(self) -> None:

@@ -67,7 +67,7 @@ class Runtime:
         engine: str = DEFAULT_ENGINE,
         preset: str | None = None,
     ) -> None:
-        self.engine = engine = engine_for(bundle.manifest.engine, engine)
+        self.engine = engine = engine_for(bundle.manifest.engine, engine, bundle.manifest.precision)
         cores = available_cores()
         most = max(64, 4 * cores)
         if num_threads is not None and not 1 <= num_threads <= most:

@@ -14,7 +14,7 @@ from .decode import ChunkDecoder, Decoder
 from .denoise import VARYING, Denoiser, DenoiseResult, Embeddings
 from .embedding_tiers import EmbeddingTiers, EncoderUse
 from .engines.engine import Engine
-from .engines.registry import DEFAULT_ENGINE, GPU_ENGINES, make_engine
+from .engines.registry import DEFAULT_ENGINE, GPU_ENGINES, PLAN_ENGINES, make_engine
 from .errors import BundleError, Cancelled
 from .geometry import Geometry
 from .manifest import ChunkBucket, ChunkedVae, TransformerBucket
@@ -29,20 +29,31 @@ if TYPE_CHECKING:
 
 
 def open_engine(
-    bundle: Bundle, graph: str, *, num_threads: int, engine: str = DEFAULT_ENGINE, varying: Collection[str] = ()
+    bundle: Bundle,
+    graph: str,
+    *,
+    num_threads: int,
+    engine: str = DEFAULT_ENGINE,
+    varying: Collection[str] = (),
+    streams: int = 1,
 ) -> Engine:
     """The engine of a graph that the bundle vouches for, on the library called `engine`, which runs such bundles.
 
-    `varying` names the inputs that differ at every evaluation; see `make_engine`.
+    `varying` names the inputs that differ at every evaluation; see `make_engine`. `streams` is how many networks are
+    still to be opened that run in turns, this one included; see `TensorRtEngine`.
 
     Raises:
         BundleError: the graph or its weights have changed.
         EngineError: the graph cannot be loaded, or is for an engine that is not at hand.
     """
-    if engine in GPU_ENGINES:
+    if engine in PLAN_ENGINES:
         from .engines.tensorrt import open_tensorrt
 
-        return open_tensorrt(bundle.path(graph), bundle.fingerprint(graph), engine)
+        return open_tensorrt(bundle.path(graph), bundle.fingerprint(graph), engine, streams=streams)
+    if engine in GPU_ENGINES:
+        from .engines.onnxruntime_cuda import open_onnxruntime_cuda
+
+        return open_onnxruntime_cuda(engine, bundle.path(graph), bundle.fingerprint(graph))
     return make_engine(engine, bundle.path(graph), num_threads=num_threads, varying=varying)
 
 
@@ -184,8 +195,8 @@ class _Opener:
     graphs: list[str]  # opened so far
 
     def denoiser(self) -> "Denoiser | CudaDenoiser":
-        engines = [self._open(self.bucket.graph, VARYING)]
         second = self.bundle.manifest.components.transformer_2
+        engines = [self._open(self.bucket.graph, VARYING, streams=1 if second is None else 2)]
         if second is not None:
             experts = {(b.height, b.width, b.num_frames, b.task): b.graph for b in second.buckets}
             bucket = self.bucket
@@ -253,13 +264,20 @@ class _Opener:
                 return chunk
         raise BundleError(self._missing(what))
 
-    def _open(self, graph: str, varying: Collection[str] = ()) -> Engine:
-        engine = self._engine(graph, varying)
+    def _open(self, graph: str, varying: Collection[str] = (), streams: int = 1) -> Engine:
+        engine = self._engine(graph, varying, streams)
         self.graphs.append(graph)
         return engine
 
-    def _engine(self, graph: str, varying: Collection[str] = ()) -> Engine:
-        return open_engine(self.bundle, graph, num_threads=self.num_threads, engine=self.engine, varying=varying)
+    def _engine(self, graph: str, varying: Collection[str] = (), streams: int = 1) -> Engine:
+        return open_engine(
+            self.bundle,
+            graph,
+            num_threads=self.num_threads,
+            engine=self.engine,
+            varying=varying,
+            streams=streams,
+        )
 
     def _missing(self, what: str) -> str:
         bucket = self.bucket

@@ -121,5 +121,5 @@ def test_without_the_library_the_remedy_is_to_install_it(monkeypatch: pytest.Mon
 
 def test_an_engine_by_another_name_is_refused() -> None:
     assert ENGINES == ("onnxruntime", "openvino")
-    with pytest.raises(InvalidRequest, match="engine = 'tvm' is unknown; use onnxruntime or openvino"):
+    with pytest.raises(InvalidRequest, match="engine = 'tvm' is unknown; use onnxruntime, openvino, onnx"):
         Runtime.load("wan-pocket", engine="tvm")

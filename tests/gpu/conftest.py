@@ -43,12 +43,15 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def build_double(bundle: Bundle, graph: str, version: str = "1.7.1", target: str = "8.9", **report: Any) -> None:
-    path = bundle.path(graph)
+def build_double(
+    bundle: Bundle, graph: str, version: str = "1.7.1", target: str = "8.9", plan: str | None = None, **report: Any
+) -> None:
+    """An engine in the user's store; its plan says which graph the double evaluates, the bundle's if not another."""
+    path, content = bundle.path(graph), plan or str(bundle.path(graph))
     key = EngineKey(sha256_of(path), bundle.fingerprint(graph), "tensorrt_rtx", version, (target,))
 
     def write(plan: Path) -> dict[str, Any]:
-        plan.write_bytes(str(path).encode())
+        plan.write_bytes(content.encode())
         return {"what": graph, "report": report}
 
     EngineStore().get_or_build(key, write).close()

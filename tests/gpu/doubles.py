@@ -13,6 +13,7 @@ import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -214,6 +215,8 @@ class Driver:
 class Buffer:
     def __init__(self, gpu: Gpu, size: int, *, host: bool) -> None:
         gpu.insist_no_recording("an allocation")
+        if not host and gpu.held() + size > gpu.capacity:
+            raise RuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory")
         self._gpu, self._host = gpu, host
         # Nothing may rely on zeros.
         self._memory = np.full(size + 256, 0xA5, np.uint8)
@@ -246,13 +249,10 @@ class Buffer:
 
     def close(self, stream: Stream | None = None) -> None:
         self._gpu.insist_no_recording("giving memory back")
-        for other in self._gpu.streams.values():
-            used = any(
-                self.handle <= address < self.handle + self.size
-                for operation in other.pending
-                for address, _ in operation.reads + operation.writes
-            )
-            if used and other is not stream:
+        clock = self._gpu.known if stream is None else merged(stream.clock, self._gpu.known)
+        for each in self._gpu.accesses:
+            used = each.address < self.handle + self.size and self.handle < each.address + each.size
+            if used and clock.get(each.stream, 0) < each.count:
                 raise Broken("memory is given back while a stream may still use it")
         self._gpu.accesses = [
             each for each in self._gpu.accesses if not self.handle <= each.address < self.handle + self.size
@@ -270,6 +270,8 @@ class Gpu:
         self.closed: list[Buffer] = []
         self.log: list[str] = []
         self.records_engines = True
+        self.weight_bytes = 256  # of every engine
+        self.capacity = 1 << 40  # bytes of the device's memory
         self.accesses: list[Access] = []  # that the host has not waited for
         self.known: Clock = {}  # what the host has waited for
         self.driver = Driver(self)
@@ -314,6 +316,10 @@ class Gpu:
         if any(stream.recording is not None for stream in self.streams.values()):
             raise Broken(f"{what} while a graph is recorded")
 
+    def held(self) -> int:
+        """Bytes of the device's memory that are taken."""
+        return sum(buffer.size for buffer in self.buffers if not buffer.host)
+
     def learn(self, clock: Clock) -> None:
         """The host has waited; what it does next comes after all this."""
         self.known = merged(self.known, clock)
@@ -333,6 +339,15 @@ class Gpu:
 
 
 SCRATCH = 4096
+STRIPPED = "stripped "  # how the plan of an engine without weights begins
+
+
+class SeekPosition(Enum):
+    SET = 0
+    CUR = 1
+    END = 2
+
+
 _TYPES = {"tensor(float)": ("FLOAT", np.float32), "tensor(int64)": ("INT64", np.int64)}
 
 
@@ -365,6 +380,8 @@ class Context:
             raise Broken("an engine was run on no stream")
         if any(address % 256 for address in self._addresses.values()):
             raise Broken("a tensor is not aligned to 256 bytes")
+        if engine.weights is None:
+            raise Broken("an engine was run whose weights are not on the device")
         at = {name: (self._addresses[name], engine.bytes_of(name)) for name in engine.tensors}
         inputs = {name: at[name] for name in engine.inputs}
         outputs = {name: at[name] for name in engine.outputs}
@@ -379,14 +396,16 @@ class Context:
                 ctypes.memmove(address, np.ascontiguousarray(value).ctypes.data, size)
 
         gpu.streams[stream_handle].put(
-            Operation("execute", run, list(inputs.values()), [*outputs.values(), self._scratch])
+            Operation("execute", run, [*inputs.values(), engine.weights], [*outputs.values(), self._scratch])
         )
         return True
 
 
 class CudaEngine:
-    def __init__(self, gpu: Gpu, graph: Path) -> None:
-        self.gpu = gpu
+    def __init__(self, gpu: Gpu, graph: Path, *, deferred: bool) -> None:
+        self.gpu, self._plan, self._deferred = gpu, str(graph).encode(), deferred
+        self._on_device = None if deferred else Buffer(gpu, gpu.weight_bytes, host=False)
+        self.stripped = False
         options = ort.SessionOptions()
         options.intra_op_num_threads = 2
         self.session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
@@ -396,6 +415,46 @@ class CudaEngine:
         self.device_memory_size_v2 = SCRATCH
         self.streamable_weights_size = 0
         self.num_io_tensors = len(self.tensors)
+
+    def __del__(self) -> None:
+        if self._on_device is not None:  # as its memory is freed, the library waits for the device
+            self.gpu.buffers.remove(self._on_device)
+
+    @property
+    def weights(self) -> tuple[int, int] | None:
+        if self.stripped or self._on_device is None:
+            return None
+        return self._on_device.handle, self._on_device.size
+
+    @property
+    def weights_loaded(self) -> bool:
+        return self._on_device is not None
+
+    def load_weights_async(self, stream_reader: Any, stream: int) -> bool:
+        self.gpu.insist_no_recording("bringing weights")
+        if not self._deferred or self._on_device is not None:
+            return False
+        parts: list[bytes] = []
+        assert stream_reader.seek(0, SeekPosition.END) and stream_reader.seek(0, SeekPosition.SET)
+        while part := stream_reader.read(7, stream):
+            parts.append(part)
+        if b"".join(parts) != self._plan:
+            raise Broken("weights are read from another plan")
+        try:
+            self._on_device = Buffer(self.gpu, self.gpu.weight_bytes, host=False)
+        except RuntimeError:
+            return False
+        place = self._on_device.handle, self._on_device.size
+        self.gpu.streams[stream].put(Operation("load weights", lambda: None, [], [place]))
+        return True
+
+    def unload_weights(self) -> bool:
+        if not self._deferred or self._on_device is None:
+            return False
+        self._on_device.close()  # which sees work that still reads them
+        self._on_device = None
+        self.gpu.log.append("unload weights")
+        return True
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.tensors)[index]
@@ -562,18 +621,127 @@ def tensorrt_double(gpu: Gpu) -> Any:
             self.min_severity = min_severity
 
     class Runtime:
+        defer_weights_loading = False
+
         def __init__(self, logger: Logger) -> None:
             assert isinstance(logger, Logger)
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> CudaEngine | None:
-            path = Path(serialized_engine.decode())
-            return CudaEngine(gpu, path) if path.is_file() else None
+            path = Path(bytes(serialized_engine).decode().removeprefix(STRIPPED))
+            if not path.is_file():
+                return None
+            engine = CudaEngine(gpu, path, deferred=self.defer_weights_loading)
+            engine.stripped = bytes(serialized_engine).startswith(STRIPPED.encode())
+            return engine
+
+    class IStreamReaderV2:
+        pass
+
+    class Refitter:
+        def __init__(self, engine: CudaEngine, logger: Logger) -> None:
+            self.engine = engine
+
+        def refit_cuda_engine(self) -> bool:
+            return not self.engine.stripped
+
+    class OnnxParserRefitter:
+        def __init__(self, refitter: Refitter, logger: Logger) -> None:
+            self._refitter = refitter
+
+        def refit_from_file(self, model: str) -> bool:
+            self._refitter.engine.stripped = False
+            return Path(model).is_file()
 
     return SimpleNamespace(
         __name__="tensorrt_rtx",
         __version__="1.7.1",
         Logger=Logger,
         Runtime=Runtime,
+        IStreamReaderV2=IStreamReaderV2,
+        SeekPosition=SeekPosition,
+        Refitter=Refitter,
+        OnnxParserRefitter=OnnxParserRefitter,
         TensorIOMode=SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT"),
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="USER_MANAGED"),
     )
+
+
+class OnnxRuntimeDouble:
+    """What the module `onnxruntime` of onnxruntime-gpu is to the code under test."""
+
+    RunOptions = ort.RunOptions
+    __version__ = ort.__version__
+
+    def __init__(self, gpu: Gpu, *, on_cpu: bool = False) -> None:
+        self.gpu, self.on_cpu = gpu, on_cpu
+        self.sessions: list[SessionDouble] = []
+        self.providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def get_available_providers(self) -> list[str]:
+        return self.providers
+
+    def SessionOptions(self) -> Any:  # noqa: N802
+        return ort.SessionOptions()
+
+    def InferenceSession(  # noqa: N802
+        self, path_or_bytes: str, sess_options: Any, providers: list[tuple[str, dict[str, str]]]
+    ) -> SessionDouble:
+        for _, options in providers:
+            assert all(isinstance(value, str) for value in options.values())
+        alone = "session.disable_cpu_ep_fallback"
+        try:
+            alone_wanted = sess_options.get_session_config_entry(alone) == "1"
+        except RuntimeError:
+            alone_wanted = False
+        if self.on_cpu and alone_wanted:
+            raise RuntimeError("This session contains graph nodes that are assigned to the default CPU EP")
+        made = SessionDouble(self.gpu, path_or_bytes, providers)
+        self.sessions.append(made)
+        return made
+
+
+class SessionDouble:
+    def __init__(self, gpu: Gpu, path: str, providers: list[tuple[str, dict[str, str]]]) -> None:
+        self._engine = CudaEngine(gpu, Path(path), deferred=False)
+        self.providers = providers
+        self._stream = gpu.streams[int(providers[0][1]["user_compute_stream"])]
+
+    def get_inputs(self) -> Any:
+        return self._engine.session.get_inputs()
+
+    def get_outputs(self) -> Any:
+        return self._engine.session.get_outputs()
+
+    def io_binding(self) -> BindingDouble:
+        return BindingDouble(self._engine)
+
+    def run_with_iobinding(self, iobinding: BindingDouble, run_options: Any) -> None:
+        if run_options.get_run_config_entry("disable_synchronize_execution_providers") != "1":
+            raise Broken("a run that waits for the device")
+        gpu = self._engine.gpu
+        gpu.insist_no_recording("a run of ONNX Runtime, which takes memory")
+        scratch = Buffer(gpu, SCRATCH, host=False)
+        iobinding.context.set_device_memory(scratch.handle, SCRATCH)
+        iobinding.context.execute_async_v3(self._stream.handle)
+        scratch.close(self._stream)
+
+
+class BindingDouble:
+    def __init__(self, engine: CudaEngine) -> None:
+        self._engine, self.context = engine, Context(engine)
+
+    def bind_input(
+        self, name: str, device_type: str, device_id: int, element_type: int, shape: Any, buffer_ptr: int
+    ) -> None:
+        self._bind(name, device_type, element_type, shape, buffer_ptr)
+
+    def bind_output(
+        self, name: str, device_type: str, device_id: int, element_type: int, shape: Any, buffer_ptr: int
+    ) -> None:
+        self._bind(name, device_type, element_type, shape, buffer_ptr)
+
+    def _bind(self, name: str, device_type: str, element_type: int, shape: Any, buffer_ptr: int) -> None:
+        number = {"FLOAT": 1, "INT64": 7}[self._engine.get_tensor_dtype(name).name]
+        if device_type != "cuda" or element_type != number or tuple(shape) != self._engine.get_tensor_shape(name):
+            raise Broken(f"'{name}' is bound as something else")
+        self.context.set_tensor_address(name, buffer_ptr)

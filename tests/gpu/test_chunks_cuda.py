@@ -133,6 +133,7 @@ def test_pictures_are_encoded_as_on_the_cpu(
         alone = CudaChunkEncoder(engines[0], None)
         with pytest.raises(BundleError, match="takes one frame and the model wants a clip"):
             alone.encode(picture, zero_frames)
+        alone.close()
     on_device.close()
     assert all(buffer.host for buffer in gpu.buffers)
 

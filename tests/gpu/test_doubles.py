@@ -94,9 +94,14 @@ def documented(function: Any) -> list[str]:
         (
             CudaEngine,
             "ICudaEngine",
-            ["get_tensor_name", "get_tensor_mode", "get_tensor_shape", "get_tensor_dtype", "create_execution_context"],
+            [
+                *("get_tensor_name", "get_tensor_mode", "get_tensor_shape", "get_tensor_dtype"),
+                *("create_execution_context", "load_weights_async", "unload_weights"),
+            ],
         ),
         (tensorrt_double(Gpu()).Runtime, "Runtime", ["deserialize_cuda_engine"]),
+        (tensorrt_double(Gpu()).Refitter, "Refitter", ["__init__", "refit_cuda_engine"]),
+        (tensorrt_double(Gpu()).OnnxParserRefitter, "OnnxParserRefitter", ["__init__", "refit_from_file"]),
     ],
 )
 def test_methods_of_tensorrt_take_what_the_doubles_take(double: Any, name: str, methods: list[str]) -> None:
@@ -117,12 +122,15 @@ def test_attributes_and_enumerations_of_tensorrt_are_there() -> None:
         "num_io_tensors",
         "streamable_weights_size",
         "weight_streaming_budget_v2",
+        "weights_loaded",
     ):
         assert hasattr(trt.ICudaEngine, attribute), attribute
+    assert hasattr(trt.Runtime, "defer_weights_loading")
+    assert all(hasattr(trt.IStreamReaderV2, name) for name in ("read", "seek"))
     assert hasattr(trt.ICudaEngine, "get_weight_streaming_automatic_budget")
     double = tensorrt_double(Gpu())
-    for name in ("TensorIOMode", "ExecutionContextAllocationStrategy"):
-        for member in vars(getattr(double, name)):
+    for name in ("TensorIOMode", "ExecutionContextAllocationStrategy", "SeekPosition"):
+        for member in (each for each in vars(getattr(double, name)) if not each.startswith("_")):
             assert hasattr(getattr(trt, name), member), f"{name}.{member}"
     assert trt.Logger(trt.Logger.ERROR) is not None
     for name in ("FLOAT", "HALF", "BF16", "INT8", "INT32", "INT64", "BOOL", "UINT8"):

@@ -30,6 +30,8 @@ class EngineName(StrEnum):
 
     onnxruntime = "onnxruntime"
     openvino = "openvino"
+    onnxruntime_cuda = "onnxruntime_cuda"
+    onnxruntime_tensorrt = "onnxruntime_tensorrt"
 
 
 class GuidanceName(StrEnum):

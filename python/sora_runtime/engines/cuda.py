@@ -50,7 +50,9 @@ class CudaDevice:
         self.uuid = str(self._device.uuid)
         self._room: Any = None
         self.moves = 0
-        """How often the room has moved: addresses in it that were taken before point to memory that is gone."""
+        """How often the room or weights have moved: what was recorded before points to memory that is gone."""
+        self.givers: list[Callable[[], bool]] = []
+        """Asked in turn where memory is short; each gives some that it can do without and says so, or has none."""
 
     def enter(self) -> None:
         """Make this the device of the calling thread, as whoever uses it from another one must."""
@@ -59,7 +61,19 @@ class CudaDevice:
     def allocate(self, size: int) -> Any:
         """A Buffer of so many bytes on the device; it is there for whatever follows on the stream."""
         with self._explained(f"has no {size:,} bytes of memory"):
-            return self._device.allocate(max(size, 1), stream=self.stream)
+            while True:
+                try:
+                    return self._device.allocate(max(size, 1), stream=self.stream)
+                except Exception:
+                    if not any(give() for give in self.givers):
+                        raise
+
+    def lend(self, size: int) -> Any:
+        """A Buffer for the stream of copies, or None where the memory is short; nobody is asked to give any."""
+        try:
+            return self._device.allocate(max(size, 1), stream=self.copies)
+        except Exception:  # of a class of the library's own
+            return None
 
     def pinned(self, spec: TensorSpec) -> PinnedArray:
         """An array on the host that copies to and from the device need not wait for."""

@@ -72,8 +72,21 @@ class DeviceEngine(Engine, Protocol):
     def place(self, context: Any, addresses: Mapping[str, int]) -> None:
         """Say where tensors of a context lie, in multiples of 256 bytes; raises `EngineError` where one cannot."""
 
+    @property
+    def loaded(self) -> bool:
+        """Whether its weights are on the device."""
+
+    def ready(self) -> None:
+        """Have its weights on the device, those of others going where memory is short; raises `EngineError`."""
+
+    def ahead(self) -> None:
+        """Bring its weights if there is memory for them beside all others, while the device is at something else."""
+
     def enqueue(self, context: Any, scratch: int) -> None:
-        """Put one evaluation on the stream, with `scratch_bytes` of memory at that address; raises `EngineError`."""
+        """Put one evaluation on the stream, with `scratch_bytes` of memory at that address; raises `EngineError`.
+
+        Where its weights are not on the device they are brought first.
+        """
 
     def recordable(self, context: Any) -> bool:
         """Whether an evaluation may be part of a CUDA graph; asked of a context that has run."""

@@ -6,6 +6,7 @@ A plan is found in the engine store by the graph it was built from; its sha256 i
 from __future__ import annotations
 
 import importlib
+import mmap
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from ..errors import EngineError
 from .cuda import CudaDevice, current_device
 from .device_engine import HostBinding, HostServer
+from .device_weights import PlanWeights, SharedWeights, WeightPlace, Weights, shared_weights, turns_of
 from .engine import Array, TensorSpec
 from .store import EnginePlan, EngineStore, sha256_of
 
@@ -31,19 +33,38 @@ class TensorRtEngine:
     """A plan on a device.
 
     Args:
-        plan: the plan's bytes.
+        plan: the plan.
         name: of the graph, for messages.
         device: where it runs.
         library: the module `tensorrt` or `tensorrt_rtx`.
+        weights: what the plan takes as inputs; None where they are in it.
+        defer: bring the plan's weights when they are needed, where the library can.
+        streams: engines of this clip that stream their weights and are not opened yet, this one included: they share
+            what memory there is.
 
     Raises:
         EngineError: the library refuses the plan, or a tensor has a type that nothing here reads.
     """
 
-    def __init__(self, plan: bytes, name: str, *, device: CudaDevice, library: Any) -> None:
+    def __init__(
+        self,
+        plan: bytes | memoryview,
+        name: str,
+        *,
+        device: CudaDevice,
+        library: Any,
+        weights: SharedWeights | None = None,
+        defer: bool = True,
+        streams: int = 1,
+    ) -> None:
         self._name, self._device, self._library = name, device, library
+        self._shared = weights
+        self._placed: dict[int, int] = {}  # of each context, the generation of the weights it was told of
         device.enter()
         self._runtime = library.Runtime(_logger(library))
+        defer = defer and hasattr(self._runtime, "defer_weights_loading")
+        if defer:
+            self._runtime.defer_weights_loading = True
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise EngineError(
@@ -51,12 +72,18 @@ class TensorRtEngine:
                 "build it again for this device"
             )
         if self._engine.streamable_weights_size > 0:
-            self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
+            budget = self._engine.get_weight_streaming_automatic_budget()
+            self._engine.weight_streaming_budget_v2 = budget // max(streams, 1)
+        self._weights: list[Weights] = [] if weights is None else [weights]
+        if defer and not self._engine.weights_loaded:
+            self._weights.append(PlanWeights(name, self._engine, memoryview(plan), device=device, library=library))
 
     @cached_property
     def inputs(self) -> Mapping[str, TensorSpec]:
         """Name, shape and dtype of each input."""
-        return dict(self._specs(self._library.TensorIOMode.INPUT))
+        taken = set() if self._shared is None else self._shared.names
+        specs = self._specs(self._library.TensorIOMode.INPUT)
+        return {name: spec for name, spec in specs if name not in taken}
 
     @cached_property
     def outputs(self) -> Mapping[str, TensorSpec]:
@@ -82,6 +109,7 @@ class TensorRtEngine:
         context = self._engine.create_execution_context(strategy)
         if context is None:
             raise EngineError(f"'{self._name}' cannot be run on {self._device.name}: its memory is used up")
+        self._placed.pop(id(context), None)
         return context
 
     def place(self, context: Any, addresses: Mapping[str, int]) -> None:
@@ -92,16 +120,42 @@ class TensorRtEngine:
 
     def enqueue(self, context: Any, scratch: int) -> None:
         """See `DeviceEngine`."""
+        self.ready()
+        if self._shared is not None and self._placed.get(id(context)) != self._shared.generation:
+            self.place(context, self._shared.addresses())
+            self._placed[id(context)] = self._shared.generation
         if self.scratch_bytes > 0:
             context.set_device_memory(scratch, self.scratch_bytes)
         if not context.execute_async_v3(int(self._device.stream.handle)):
             raise EngineError(f"{self._library.__name__} refused to run '{self._name}'; build it again for this device")
+
+    @property
+    def loaded(self) -> bool:
+        """See `DeviceEngine`."""
+        return all(weights.loaded for weights in self._weights)
+
+    def ready(self) -> None:
+        """See `DeviceEngine`."""
+        for weights in self._weights:
+            turns_of(self._device).need(weights)
+
+    def ahead(self) -> None:
+        """See `DeviceEngine`."""
+        for weights in self._weights:
+            turns_of(self._device).ahead(weights)
 
     def recordable(self, context: Any) -> bool:
         """See `DeviceEngine`; a library that cannot say is tried."""
         if not hasattr(context, "is_stream_capturable"):
             return True
         return bool(context.is_stream_capturable(int(self._device.stream.handle)))
+
+    def refit(self, graph: Path) -> None:
+        """Give a plan that was stripped of them the weights of its graph; raises `EngineError`."""
+        refitter = self._library.Refitter(self._engine, logger := _logger(self._library))
+        parser = self._library.OnnxParserRefitter(refitter, logger)
+        if not (parser.refit_from_file(str(graph)) and refitter.refit_cuda_engine()):
+            raise EngineError(f"the engine of '{self._name}' cannot be given the weights of its graph; build it again")
 
     @property
     def device(self) -> CudaDevice:
@@ -112,8 +166,10 @@ class TensorRtEngine:
         """Drop the engine once its work is done; bindings that still stand keep it alive until they go."""
         self._device.enter()
         self._device.wait()
-        self._server.close()
-        self._engine = None
+        if "_server" in self.__dict__:  # arrays on the host were bound
+            self._server.close()
+        self._weights.clear()
+        self._shared = self._engine = None
 
     def _specs(self, mode: Any) -> Iterator[tuple[str, TensorSpec]]:
         for index in range(self._engine.num_io_tensors):
@@ -127,7 +183,13 @@ class TensorRtEngine:
 
 
 def open_tensorrt(
-    graph: Path, fingerprint: str, library: str, *, store: EngineStore | None = None, device: CudaDevice | None = None
+    graph: Path,
+    fingerprint: str,
+    library: str,
+    *,
+    store: EngineStore | None = None,
+    device: CudaDevice | None = None,
+    streams: int = 1,
 ) -> TensorRtEngine:
     """The engine of a graph from the store.
 
@@ -137,6 +199,7 @@ def open_tensorrt(
         library: `tensorrt` or `tensorrt_rtx`.
         store: None is the user's.
         device: None is the process's device 0.
+        streams: see `TensorRtEngine`.
 
     Raises:
         EngineError: no such engine was built for this device and library, the library is not installed, or there is no
@@ -145,12 +208,31 @@ def open_tensorrt(
     module = _module(library)
     device = current_device() if device is None else device
     with _plan(graph, fingerprint, module, store or EngineStore(), device.capability) as plan:
-        if plan.manifest.report.get("weights") == "inputs":
-            raise EngineError(
-                f"the engine of '{graph.name}' takes its weights as inputs, which are not bound here yet; "
-                "build it with its weights embedded"
-            )
-        return TensorRtEngine(plan.path.read_bytes(), graph.name, device=device, library=module)
+        with plan.path.open("rb") as file:  # read again whenever its weights are brought
+            mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        report = plan.manifest.report
+        how = report.get("weights", "embedded")
+        engine = TensorRtEngine(
+            mapped,
+            graph.name,
+            device=device,
+            library=module,
+            weights=_weights_of(report, graph, device) if how == "inputs" else None,
+            defer=how == "embedded",
+            streams=streams,
+        )
+        if how == "stripped":
+            engine.refit(graph)
+        return engine
+
+
+def _weights_of(report: Mapping[str, Any], graph: Path, device: CudaDevice) -> SharedWeights:
+    """What the plan takes as inputs, as whoever built it wrote down."""
+    places = [
+        WeightPlace(each["name"], graph.parent / each["file"], each["offset"], each["length"])
+        for each in report["shared_weights"]
+    ]
+    return shared_weights(graph.name, places, device)
 
 
 def _plan(graph: Path, fingerprint: str, library: Any, store: EngineStore, capability: str) -> EnginePlan:
