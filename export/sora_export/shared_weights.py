@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,15 @@ def weights_as_inputs(graph: Path) -> tuple[bytes, list[SharedWeight]]:
             continue
         entry = {item.key: item.value for item in tensor.external_data}
         dtype = onnx.TensorProto.DataType.Name(tensor.data_type)
-        place = (entry["location"], int(entry.get("offset", 0)), int(entry.get("length", 0)))
+        length = int(entry["length"]) if "length" in entry else _bytes_of(tensor)
+        place = (entry["location"], int(entry.get("offset", 0)), length)
         shared.append(SharedWeight(tensor.name, dtype, tuple(tensor.dims), *place))
         model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
         model.graph.initializer.remove(tensor)
     return model.SerializeToString(), shared
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> int:
+    """As its type and dimensions say, where its entry does not; of types of a whole number of bytes."""
+    itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(itemsize * math.prod(tensor.dims))

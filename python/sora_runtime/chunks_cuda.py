@@ -8,20 +8,18 @@ works meanwhile.
 import itertools
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core
 from .decode import CACHE_IN, CACHE_OUT, chunks_of
 from .engines.cuda import PinnedArray
 from .engines.device_engine import DeviceEngine, DeviceMemory
 from .engines.engine import Array, TensorSpec
 from .errors import BundleError
-
-_BYTE = np.dtype(np.uint8)
-_IN_FLIGHT = 2  # chunks whose frames have not been taken: one is decoded while the other one leaves
+from .frames_cuda import FramesOut, Leaving
 
 
 class _Chunks:
@@ -69,8 +67,7 @@ class _Chunks:
     def clip(self) -> Iterator[None]:
         """The device and its room, for one clip; when this ends both streams are idle."""
         device = self.device
-        with device.lock:
-            device.enter()
+        with device.turn():
             scratch = max(engine.scratch_bytes for engine in self.engines)
             self.room = device.room(self.memory.end + scratch)
             if self._moves != device.moves:
@@ -124,12 +121,10 @@ class CudaChunkDecoder:
     """
 
     def __init__(self, first: DeviceEngine, following: DeviceEngine | None) -> None:
-        frames = [engine.outputs["frames"].shape for engine in (first, following) if engine is not None]
-        self._pixels = [TensorSpec((n, height, width, 3), _BYTE) for _, _, n, height, width in frames]
-        widest = max(self._pixels, key=lambda spec: spec.shape[0])
-        slots = {f"rgb8 {slot}": widest for slot in range(_IN_FLIGHT)}
-        self._chunks = _Chunks(first, following, "latents", "frames", slots)
-        self._left = [first.device.pinned(widest) for _ in range(_IN_FLIGHT)]
+        shapes = [engine.outputs["frames"].shape for engine in (first, following) if engine is not None]
+        self._shapes = [(n, height, width) for _, _, n, height, width in shapes]
+        self._out = FramesOut(first.device, max(self._shapes))
+        self._chunks = _Chunks(first, following, "latents", "frames", self._out.pieces)
         self._staged: PinnedArray | None = None
         self.seconds = 0.0  # inside the engines, over all clips
 
@@ -140,15 +135,9 @@ class CudaChunkDecoder:
         parts = chunks_of(latents, [engine.inputs["latents"].shape for engine in self._chunks.engines])
         with self._chunks.clip():
             offsets = self._stage(parts)
-            flying = [self._put(0, parts[0], offsets)]
-            for index in range(len(parts)):
-                if index + 1 < len(parts):
-                    flying.append(self._put(index + 1, parts[index + 1], offsets))
-                begun, ended, gone = flying.pop(0)
-                self._chunks.device.wait_for(gone)
-                self.seconds += self._chunks.device.seconds(begun, ended)
-                shown = self._pixels[min(index, len(self._pixels) - 1)].shape[0]
-                yield self._left[index % _IN_FLIGHT].array[:shown].copy()
+            for frames, seconds in self._out.overlapped(self._put(index, offsets) for index in range(len(parts))):
+                self.seconds += seconds
+                yield frames
 
     def _stage(self, parts: list[NDArray[np.float32]]) -> list[int]:
         """Write all chunks, each whole, into the host's memory that is copied; where each of them begins."""
@@ -156,35 +145,23 @@ class CudaChunkDecoder:
         sizes = [part.size * dtype.itemsize for part in parts]
         offsets = [0, *itertools.accumulate(sizes)]
         if self._staged is None or self._staged.array.size < offsets[-1]:
-            self._staged = self._chunks.device.pinned(TensorSpec((offsets[-1],), _BYTE))
+            self._staged = self._chunks.device.pinned(TensorSpec((offsets[-1],), np.dtype(np.uint8)))
         for part, at, size in zip(parts, offsets, sizes, strict=False):
             twin: Array = self._staged.array[at : at + size].view(dtype).reshape(part.shape)
             np.copyto(twin, part)
         return offsets
 
-    def _put(self, index: int, part: NDArray[np.float32], offsets: list[int]) -> tuple[Any, Any, Any]:
-        """A chunk on the streams: when its network begins and ends, and when its frames have left."""
-        chunks, device, slot = self._chunks, self._chunks.device, index % _IN_FLIGHT
+    def _put(self, index: int, offsets: list[int]) -> Leaving:
+        """A chunk on the streams."""
+        chunks, shape = self._chunks, self._shapes[min(index, len(self._shapes) - 1)]
         assert self._staged is not None
         chunks.bring(self._staged, offsets[index], offsets[index + 1] - offsets[index])
-        begun = device.mark()
+        begun = chunks.device.mark()
         chunks.enqueue(index)
-        ended = device.mark()
-        pixels = self._pixels[min(index, len(self._pixels) - 1)]
-        frames, rgb8 = chunks.memory.pieces["frames"], chunks.memory.pieces[f"rgb8 {slot}"]
-        _core.cuda.frames_to_rgb8(
-            chunks.start + frames.offset,
-            chunks.start + rgb8.offset,
-            num_frames=pixels.shape[0],
-            plane=pixels.shape[1] * pixels.shape[2],
-            dtype=frames.spec.dtype.name,
-            stream=int(device.stream.handle),
-        )
-        # The bytes of two chunks ago have left this place: the host has waited for them before it came here.
-        device.copies.wait(device.mark())
-        size = int(np.prod(pixels.shape))
-        device.copy(chunks.room, rgb8.offset, self._left[slot].buffer, 0, size, stream=device.copies)
-        return begun, ended, device.copies.record()
+        ended = chunks.device.mark()
+        frames = chunks.memory.pieces["frames"]
+        leaving = self._out.put(chunks.room, chunks.memory, frames.offset, shape, frames.spec.dtype)
+        return replace(leaving, spans=((begun, ended),))
 
     def close(self) -> None:
         """Give back the engines."""

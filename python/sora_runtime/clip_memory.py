@@ -64,7 +64,7 @@ class TransformerTensors:
             layout.place(f"noise {slot}", unit)
         needed = _core.cuda.workspace_bytes(rows, n=count_of(self.latents), **rules_of(program))
         layout.place("workspace", TensorSpec((needed,), np.dtype(np.uint8)))
-        layout.place("timestep", self.timestep)  # of the row that is evaluated, for graphs of one evaluation
+        layout.place("timestep", self.timestep)  # of the row that is evaluated: contexts read all rows' here
         for branch in range(2):
             layout.place(f"output {branch}", self.output)
         if self.latents.dtype != FLOAT or np.any(rows["input_scale"] != 1.0):
@@ -144,6 +144,7 @@ class Prepared:
     together: bool = True  # the weights of all its networks are on the device
     why_not: str | None = None  # why there will be no graph of the whole
     statistics: _core.RunStatistics | None = None
+    row: int = -1  # whose timestep was put on the stream last
     drawn: int = 0  # noise slots used in the run that is put on the stream
 
     def close(self) -> None:

@@ -91,11 +91,9 @@ class CudaDenoiser:
             EngineError: an engine or the device failed, or the latents diverged.
             CancelledError: stopped through `cancel`.
         """
-        with self._device.lock:
-            self._device.enter()
+        with self._device.turn():
             self._evaluations, self._seconds = 0, 0.0
             prepared = self._of(program)
-            self._gather(prepared)
             self._settle(prepared)
             stream = int(self._device.stream.handle)
             sampler = self._tensors.sampler(prepared.layout, prepared.start, program, stream)
@@ -115,16 +113,13 @@ class CudaDenoiser:
         check_finite(latents)
         return DenoiseResult(latents, statistics, self._seconds, timed_by_row=False)
 
-    def _gather(self, prepared: Prepared) -> None:
-        """The weights of the network that runs first; without all the others' nothing can be one graph."""
+    def _settle(self, prepared: Prepared) -> None:
+        """The room and the weights for this clip; where anything has moved, what was recorded is gone."""
+        scratch = max(engine.scratch_bytes for engine in self._engines)
         used = [self._engines[number] for number in dict.fromkeys(prepared.engines)]
+        room = self._device.room(prepared.layout.end + scratch)  # which may take the memory of weights
         used[0].ready()
         prepared.together = all(engine.loaded for engine in used)
-
-    def _settle(self, prepared: Prepared) -> None:
-        """The room for this clip; where it has moved, tensors are placed anew and what was recorded is gone."""
-        scratch = max(engine.scratch_bytes for engine in self._engines)
-        room = self._device.room(prepared.layout.end + scratch)
         if prepared.moves == self._device.moves:
             return
         prepared.start, prepared.moves = int(room.handle), self._device.moves
@@ -156,8 +151,7 @@ class CudaDenoiser:
             _LOG.info("clips of this program are not recorded as a graph: %s", prepared.why_not)
 
     def _record_evaluations(self, prepared: Prepared) -> None:
-        """A graph of each engine and branch, which reads the timestep where each row's is copied before."""
-        self._place(prepared)
+        """A graph of each engine and branch."""
         for number, unconditional in prepared.used:
             engine, context = self._engines[number], prepared.contexts[number][unconditional]
             scratch = prepared.start + prepared.layout.end
@@ -212,25 +206,23 @@ class CudaDenoiser:
         device, pieces = self._device, prepared.layout.pieces
         room = device.room(prepared.layout.end)
         stride, times, now = stride_of(self._tensors.timestep), pieces["timesteps"].offset, pieces["timestep"]
-        prepared.drawn = 0
+        prepared.drawn, prepared.row = 0, -1
 
         def evaluate(row: int, number: int, _timestep: float, unconditional: bool) -> None:
+            if row != prepared.row:
+                if row > 0 and number == prepared.engines[row - 1]:  # a whole row is under way
+                    self._next_ahead(prepared, row)
+                device.copy(room, times + row * stride, room, now.offset, now.size)
+                prepared.row = row
             key = number, unconditional
             if key not in prepared.used:
                 prepared.used.append(key)
-            at = times + row * stride
             if key in prepared.evaluations:
-                device.copy(room, at, room, now.offset, now.size)
                 prepared.evaluations[key].launch()
             else:
-                engine, context = self._engines[number], prepared.contexts[number][unconditional]
-                engine.place(context, {"timestep": prepared.start + at})
-                engine.enqueue(context, prepared.start + prepared.layout.end)
+                context = prepared.contexts[number][unconditional]
+                self._engines[number].enqueue(context, prepared.start + prepared.layout.end)
             self._evaluations += 1
-            for following in prepared.engines[row:]:
-                if following != number:  # the next expert comes while this one runs, if it fits beside it
-                    self._engines[following].ahead()
-                    break
 
         def draw(address: int, n: int) -> None:
             slot = pieces[f"noise {prepared.drawn}"]
@@ -242,6 +234,13 @@ class CudaDenoiser:
         latents = pieces["latents"]
         device.copy(room, latents.offset, prepared.result.buffer, 0, latents.size)
         return prepared.statistics
+
+    def _next_ahead(self, prepared: Prepared, row: int) -> None:
+        """Bring the next expert's weights while this one runs, if they fit beside it."""
+        number = prepared.engines[row]
+        following = next((each for each in prepared.engines[row:] if each != number), None)
+        if following is not None:
+            self._engines[following].ahead()
 
     def _of(self, program: SamplerProgram) -> Prepared:
         """What the program's structure needs; the structures used longest ago are forgotten."""

@@ -224,7 +224,12 @@ class _Opener:
         shape = (bucket.height, bucket.width, bucket.num_frames)
         for tiled in vae.buckets:
             if (tiled.height, tiled.width, tiled.num_frames) == shape:
-                return TiledDecoder(self._open(tiled.graph), tiled)
+                engine = self._open(tiled.graph)
+                if self.engine in GPU_ENGINES:
+                    from .tiles_cuda import CudaTiledDecoder
+
+                    return CudaTiledDecoder(cast("DeviceEngine", engine), tiled)
+                return TiledDecoder(engine, tiled)
         raise BundleError(self._missing("decoder"))
 
     def conditioner(self, tiers: EmbeddingTiers) -> ImageConditioner:

@@ -1,7 +1,7 @@
 """From latents to frames in overlapping tiles that are blended: for VAE decoders that pass nothing on."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     """Where the tiles of an axis begin, in latents, and what each shares with the one before, in frames or pixels."""
 
     origins: list[int]
@@ -25,7 +25,7 @@ class _Axis:
     length: int  # latents of the clip
 
     @classmethod
-    def of(cls, length: int, size: int, stride: int, *, scale: int, dropped: int) -> "_Axis":
+    def of(cls, length: int, size: int, stride: int, *, scale: int, dropped: int) -> "Axis":
         """Lay as few tiles of `size` on `length` as `stride` allows, evenly; the last ends where the clip ends.
 
         Args:
@@ -48,6 +48,38 @@ class _Axis:
     def following(self, index: int) -> int:
         """What the tile after that of `index` shares with it."""
         return self.overlaps[index + 1] if index + 1 < len(self.origins) else 0
+
+
+def axes_of(engine: Engine, bucket: TiledBucket) -> list[Axis]:
+    """How a clip is cut in frames, rows and columns; see `TiledDecoder`.
+
+    Raises:
+        BundleError: engine and entry do not fit each other, or the tiles leave gaps.
+    """
+    t, h, w = engine.inputs["latents"].shape[2:]
+    shape = engine.outputs["frames"].shape
+    frames, height, width = shape[2:]
+    scales = ((frames - 1) // max(t - 1, 1), height // h, width // w)
+    made = (scales[0] * (t - 1) + 1, scales[1] * h, scales[2] * w)
+    if bucket.tile.latent != (t, h, w) or (frames, height, width) != made:
+        raise BundleError(
+            f"'{bucket.graph}' makes {list(shape)} of {list(engine.inputs['latents'].shape)} and bundle.json "
+            f"cuts latents into {list(bucket.tile.latent)}; rebuild the bundle"
+        )
+    clip = ((bucket.num_frames - 1) // max(scales[0], 1) + 1, bucket.height // scales[1], bucket.width // scales[2])
+    return [
+        Axis.of(length, size, stride, scale=scale, dropped=dropped)
+        for length, size, stride, scale, dropped in zip(
+            clip, (t, h, w), bucket.tile.stride, scales, (1, 0, 0), strict=True
+        )
+    ]
+
+
+def check_latents(latents: Float, channels: int, axes: Sequence[Axis]) -> None:
+    """Raises `EngineError` where latents are not those of the clip that `axes` cut."""
+    expected = (1, channels, *(axis.length for axis in axes))
+    if latents.shape != expected:
+        raise EngineError(f"latents are {list(latents.shape)} and the decoder takes {list(expected)}")
 
 
 class TiledDecoder:
@@ -81,26 +113,11 @@ class TiledDecoder:
 
     def __init__(self, engine: Engine, bucket: TiledBucket) -> None:
         self._engine = engine
+        self._axes = axes_of(engine, bucket)
         self._latents = engine.inputs["latents"].empty()
         self._frames = engine.outputs["frames"].empty()
         self._binding = engine.bind({"latents": self._latents, "frames": self._frames})
-        t, h, w = self._latents.shape[2:]
-        frames, height, width = self._frames.shape[2:]
-        scales = ((frames - 1) // max(t - 1, 1), height // h, width // w)
-        made = (scales[0] * (t - 1) + 1, scales[1] * h, scales[2] * w)
-        if bucket.tile.latent != (t, h, w) or (frames, height, width) != made:
-            raise BundleError(
-                f"'{bucket.graph}' makes {list(self._frames.shape)} of {list(self._latents.shape)} and bundle.json "
-                f"cuts latents into {list(bucket.tile.latent)}; rebuild the bundle"
-            )
-        clip = ((bucket.num_frames - 1) // max(scales[0], 1) + 1, bucket.height // scales[1], bucket.width // scales[2])
-        self._axes = [
-            _Axis.of(length, size, stride, scale=scale, dropped=dropped)
-            for length, size, stride, scale, dropped in zip(
-                clip, (t, h, w), bucket.tile.stride, scales, (1, 0, 0), strict=True
-            )
-        ]
-        self._picture = (3, frames, bucket.height, bucket.width)
+        self._picture = (3, self._frames.shape[2], bucket.height, bucket.width)
         self.seconds = 0.0  # inside the engine, over all clips
 
     def chunks(self, latents: Float) -> Iterator[Float]:
@@ -112,9 +129,7 @@ class TiledDecoder:
         Yields:
             frames float32 [3, n, height, width], about -1 to 1; overwritten by the next chunk.
         """
-        expected = (*self._latents.shape[:2], *(axis.length for axis in self._axes))
-        if latents.shape != expected:
-            raise EngineError(f"latents are {list(latents.shape)} and the decoder takes {list(expected)}")
+        check_latents(latents, self._latents.shape[1], self._axes)
         axis = self._axes[0]
         tail: Float | None = None
         for index, origin in enumerate(axis.origins):

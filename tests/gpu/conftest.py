@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from gpu.doubles import CoreDouble, Gpu, tensorrt_double
+from gpu.core_double import CoreDouble
+from gpu.doubles import Gpu
+from gpu.engine_doubles import tensorrt_double
 from sora_runtime import _core
 from sora_runtime.bundle import Bundle, find_bundle
 from sora_runtime.engines import cuda, tensorrt

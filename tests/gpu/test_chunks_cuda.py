@@ -20,6 +20,7 @@ from sora_runtime.engines import tensorrt
 from sora_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from sora_runtime.engines.tensorrt import open_tensorrt
 from sora_runtime.errors import BundleError, EngineError
+from sora_runtime.frames_cuda import FramesOut, Leaving
 
 GRAPHS = ("vae_decoder.64x64.first.onnx", "vae_decoder.64x64.next.onnx")
 
@@ -106,11 +107,30 @@ def test_a_clip_that_is_stopped_while_it_is_decoded_gives_the_device_back(gpu: G
         assert stopped.value.args == ("no more",)
 
 
+def test_a_device_is_not_used_from_a_callback_of_its_own_clip(gpu: Gpu, bundle: Path) -> None:
+    ask: dict[str, Any] = {"prompt": "a red circle moving left", "num_inference_steps": 2, "seed": 4}
+    with Runtime.load(bundle) as runtime, Runtime.load(bundle) as other:
+
+        def again(stage: str, done: int, _total: int) -> None:
+            if stage == "vae_decode" and done:
+                other.generate(**ask)
+
+        with pytest.raises(EngineError, match="was used from a callback of a clip on it; call after generate returns"):
+            runtime.generate(**ask, on_progress=again)
+        np.testing.assert_array_equal(other.generate(**ask).frames, runtime.generate(**ask).frames)
+
+
 def test_bytes_that_have_not_left_may_not_be_overwritten(
     gpu: Gpu, decoders: tuple[ChunkDecoder, CudaChunkDecoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_host, on_device = decoders
-    monkeypatch.setattr("sora_runtime.chunks_cuda._IN_FLIGHT", 1)  # one place for the bytes of two chunks
+    put = FramesOut.put
+
+    def in_one_place(self: FramesOut, *rest: Any) -> Leaving:
+        self._next = 0
+        return put(self, *rest)
+
+    monkeypatch.setattr(FramesOut, "put", in_one_place)
     with pytest.raises(Broken, match="of another stream with nothing between them"):
         list(on_device.rgb8_chunks(latents_of(on_host, 0)))
 

@@ -46,11 +46,11 @@ def test_the_second_clip_is_recorded_and_later_ones_are_one_launch(gpu: Gpu, bun
             steps.append(rows[-1])
     assert steps == [4] * 4
     direct, recorded, *later = logs
-    # Four rows of two evaluations and a step each, and the decoder's engines beside them.
+    # Four rows of a timestep, two evaluations and a step each, and the decoder's engines beside them.
     decoder = later[0]["execute"]
     assert direct["execute"] - decoder >= 8 and direct["step"] == 4 and direct["launch graph"] == 0
-    # What the host launches for the denoising: engines, steps and two copies before, one graph after.
-    assert sum(count for name, count in recorded.items() if name.startswith("record ")) == 4 * 3 + 2
+    # What the host launches for the denoising: timesteps, engines, steps and two copies before, one graph after.
+    assert sum(count for name, count in recorded.items() if name.startswith("record ")) == 4 * 4 + 2
     assert recorded["record execute"] == 8 and recorded["record step"] == 4 and recorded["launch graph"] == 1
     for log in later:
         assert log["launch graph"] == 1 and log["replay execute"] == 8 and log["replay step"] == 4

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from gpu.conftest import build_double
-from gpu.doubles import STRIPPED, Broken, Gpu, tensorrt_double
+from gpu.doubles import Broken, Gpu
+from gpu.engine_doubles import STRIPPED, tensorrt_double
 from sora_export.shared_weights import weights_as_inputs
 from sora_runtime import Runtime
 from sora_runtime.bundle import Bundle
@@ -65,10 +66,9 @@ def test_what_fits_is_brought_once(gpu: Gpu, experts: Path) -> None:
         frames, log = clip(runtime, gpu)
         np.testing.assert_array_equal(frames, expected)
         assert log.count("load weights") == 5  # text encoder, experts and the decoder's two
-        # The second expert's come when the first evaluation of the first one is on the stream.
-        first = [index for index, line in enumerate(log) if line == "load weights"]
-        assert log[first[1]] == "load weights" and log[first[1] + 1] == "execute"
-        assert log[first[1] + 2] == "load weights" and log[first[1] + 3] == "execute"
+        # The second expert's come when a whole row of the first one's is on the stream.
+        loads = [index for index, line in enumerate(log) if line == "load weights"]
+        assert log[loads[1] : loads[2] + 2] == ["load weights", "execute", "execute", "load weights", "execute"]
         for _ in range(2):
             frames, log = clip(runtime, gpu)
             np.testing.assert_array_equal(frames, expected)
@@ -104,7 +104,7 @@ def test_the_second_expert_comes_while_the_first_one_runs_if_both_fit(gpu: Gpu, 
         loads = [index for index, line in enumerate(log) if line == "load weights"]
         second = loads[1]  # after the first expert's
         rows_of_the_first = 2  # of guidance's two branches each
-        assert (evaluations[0] < second < evaluations[1]) is before
+        assert (evaluations[1] < second < evaluations[2]) is before
         assert (second > evaluations[2 * rows_of_the_first - 1]) is not before
 
 
@@ -113,7 +113,8 @@ def test_weights_that_fit_nowhere_are_named(gpu: Gpu, bundle: Path) -> None:
     with (
         Runtime.load(bundle) as runtime,
         pytest.raises(
-            EngineError, match=r"the weights of 'text_encoder\.onnx' do not fit into the memory of NVIDIA GeForce RTX"
+            EngineError,
+            match=r"the weights of 'text_encoder\.onnx' cannot be brought to NVIDIA GeForce",
         ),
     ):
         runtime.generate(**ASK)
@@ -131,6 +132,50 @@ def test_a_room_that_finds_no_memory_takes_that_of_weights(gpu: Gpu, bundle: Pat
     assert not engine.loaded and device.moves == moves + 2  # weights and room
     with pytest.raises(EngineError, match="has no 4,194,304 bytes of memory"):
         device.room(4 * WEIGHTS)
+
+
+def opened(bundle: Path, graph: str) -> TensorRtEngine:
+    loaded = Bundle.load(bundle)
+    return open_tensorrt(loaded.path(graph), loaded.fingerprint(graph), "tensorrt_rtx")
+
+
+def test_contexts_and_plans_that_bring_their_weights_find_memory_too(gpu: Gpu, bundle: Path) -> None:
+    gpu.weight_bytes, gpu.capacity = WEIGHTS, 2 * WEIGHTS
+    first, second = (opened(bundle, graph) for graph in ("text_encoder.onnx", TRANSFORMER))
+    first.ready()
+    gpu.context_bytes = 2 * WEIGHTS
+    assert second.context() is not None and not first.loaded
+    gpu.context_bytes = 0
+    first.ready()
+    second.ready()
+    gpu.defers = False
+    third = opened(bundle, "vae_decoder.64x64.next.onnx")  # which comes with its weights
+    assert third.loaded and not first.loaded and second.loaded
+    third.ahead()
+    gpu.context_bytes = 4 * WEIGHTS
+    with pytest.raises(EngineError, match=r"'vae_decoder.* cannot be run on NVIDIA GeForce RTX 4090: its memory"):
+        third.context()
+
+
+def test_weights_that_cannot_be_taken_off_are_not_asked_for_ever(gpu: Gpu, bundle: Path) -> None:
+    gpu.weight_bytes, gpu.capacity = WEIGHTS, WEIGHTS
+    first, second = (opened(bundle, graph) for graph in ("text_encoder.onnx", TRANSFORMER))
+    first.ready()
+    gpu.unloads = False
+    with pytest.raises(EngineError, match="cannot be brought"):
+        second.ready()
+    with pytest.raises(EngineError, match="has no 1,048,576 bytes of memory"):
+        tensorrt.current_device().room(WEIGHTS)
+
+
+def test_nothing_is_brought_while_a_graph_is_recorded(gpu: Gpu, bundle: Path) -> None:
+    engine, device = opened(bundle, TRANSFORMER), tensorrt.current_device()
+    with pytest.raises(EngineError, match=r"the weights of 'transformer.* left the device before a clip was recorded"):
+        device.record(engine.ready)
+    device.record(engine.ahead)
+    assert not engine.loaded and not device.recording
+    engine.ready()
+    device.record(engine.ready)
 
 
 def as_inputs(bundle: Path, graph: str, folder: Path) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from gpu.doubles import Gpu, SamplerDouble
+from gpu.core_double import CoreDouble, SamplerDouble
+from gpu.doubles import Gpu
 from sora_runtime.bench import doctor as checks
 from sora_runtime.bench.doctor import ClipCheck, run_checks
-from sora_runtime.bench.doctor_kernels import CASES, compare_graph, compare_sampler
+from sora_runtime.bench.doctor_kernels import CASES, compare_frames, compare_graph, compare_sampler, compare_seams
 from sora_runtime.cli.app import command_line
 from sora_runtime.engines import tensorrt
 from sora_runtime.engines.libraries import CudaStatus, cuda_status
 
+BT601 = np.array([0.299, 0.587, 0.114])
 without_gpu = pytest.mark.skipif(cuda_status().reason is None, reason="there is a GPU here")
 
 
@@ -44,8 +47,9 @@ def test_a_report_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
 
 def test_the_sampler_is_compared_bit_by_bit(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     device = tensorrt.current_device()
-    for case in CASES[:2]:
-        assert compare_sampler(device, case).endswith("all bits equal")
+    found = {case.name: compare_sampler(device, case) for case in CASES}
+    assert len(found) == len(CASES) and all(text.endswith("all bits equal") for text in found.values())
+    assert "0 evaluations skipped" not in found["step reuse"] and "evaluations skipped" in found["step reuse"]
     assert compare_graph(device) == "one recording, two launches: equal to the stream's"
     step = SamplerDouble._step
 
@@ -57,11 +61,22 @@ def test_the_sampler_is_compared_bit_by_bit(gpu: Gpu, monkeypatch: pytest.Monkey
         compare_sampler(device, CASES[1])
 
 
+def test_pixels_and_seams_are_compared(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = tensorrt.current_device()
+    assert compare_frames(device) == "46,080 bytes of rgb8: all equal; NV12 within 0 level"
+    assert compare_seams(device) == "latents and a seam of two tiles: within rounding of float64"
+    monkeypatch.setattr("gpu.core_double.BT709", BT601)
+    with pytest.raises(AssertionError, match=r"NV12 is up to \d+ levels off"):
+        compare_frames(device)
+    monkeypatch.setattr(CoreDouble, "blend", lambda *_, **__: None)
+    with pytest.raises(AssertionError, match="a seam differs by"):
+        compare_seams(device)
+
+
 def test_clips_are_held_against_the_cpus(gpu: Gpu, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "cuda_status", lambda: CudaStatus("13.0", ("8.9",), None))
     monkeypatch.setattr(checks, "CudaDevice", tensorrt.current_device)
     monkeypatch.setattr(checks, "CASES", CASES[:2])
-    monkeypatch.setattr(checks, "compare_frames", lambda device: "left to a GPU")
     clips = [ClipCheck("a double", lambda: bundle, 60.0), ClipCheck("one that asks for too much", lambda: bundle, 1e3)]
     found = {check.name: check for check in run_checks(clips)}
     assert found["device"].detail == "NVIDIA GeForce RTX 4090, compute capability 8.9"

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from gpu.doubles import Buffer, Context, CudaEngine, Driver, Event, EventOptions, Gpu, Stream, tensorrt_double
+from gpu.doubles import Buffer, Event, EventOptions, Gpu, Stream
+from gpu.driver_double import Driver
+from gpu.engine_doubles import Context, CudaEngine, tensorrt_double
 
 _TYPES = ("CUstreamCaptureMode", "long")
 core = pytest.importorskip("cuda.core")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from gpu.doubles import BindingDouble, Gpu, OnnxRuntimeDouble, SessionDouble
+from gpu.doubles import Gpu
+from gpu.engine_doubles import BindingDouble, OnnxRuntimeDouble, SessionDouble
 from sora_runtime import Runtime
 from sora_runtime.bundle import find_bundle
 from sora_runtime.engines import onnxruntime_cuda, tensorrt
@@ -55,16 +55,22 @@ def test_a_clip_is_the_cpus(
         )
 
 
-def test_operators_that_stay_on_the_cpu_are_told(
-    gpu: Gpu, library: OnnxRuntimeDouble, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_graph_that_would_run_in_part_on_the_cpu_is_refused(gpu: Gpu, library: OnnxRuntimeDouble) -> None:
     library.on_cpu = True
     with (
-        caplog.at_level(logging.WARNING, "sora_runtime.engines.onnxruntime_cuda"),
         Runtime.load("wan-pocket", engine="onnxruntime_cuda") as runtime,
+        pytest.raises(EngineError, match=r"for onnxruntime_cuda .*assigned to the default CPU EP.*; use the"),
     ):
         runtime.generate(**ASK)
-    assert "'transformer.64x64x25.onnx' runs in part on the CPU: This session contains graph nodes" in caplog.text
+
+
+def test_a_provider_that_the_library_went_on_without_is_named(gpu: Gpu, library: OnnxRuntimeDouble) -> None:
+    library.drops = "TensorrtExecutionProvider"
+    with (
+        Runtime.load("wan-pocket", engine="onnxruntime_tensorrt") as runtime,
+        pytest.raises(EngineError, match="without TensorrtExecutionProvider; see what it lacks in its log"),
+    ):
+        runtime.generate(**ASK)
 
 
 def test_a_library_without_the_provider_is_named(gpu: Gpu, library: OnnxRuntimeDouble) -> None:
@@ -106,9 +112,10 @@ def test_the_double_takes_what_the_library_takes() -> None:
         return list(inspect.signature(function).parameters)
 
     assert set(arguments(OnnxRuntimeDouble.InferenceSession)) <= set(arguments(ort.InferenceSession.__init__))
+    assert "enable_fallback" in inspect.getsource(ort.InferenceSession.__init__)
     assert arguments(SessionDouble.run_with_iobinding) == arguments(ort.InferenceSession.run_with_iobinding)
     for name in ("bind_input", "bind_output"):
         assert arguments(getattr(BindingDouble, name)) == arguments(getattr(ort.IOBinding, name))
-    for name in ("get_inputs", "get_outputs", "io_binding"):
+    for name in ("get_inputs", "get_outputs", "io_binding", "get_provider_options"):
         assert hasattr(ort.InferenceSession, name)
     # Session options and run options are the library's own.

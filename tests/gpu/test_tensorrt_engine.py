@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gpu.conftest import build_double
-from gpu.doubles import Broken, Buffer, Gpu, Operation, tensorrt_double
+from gpu.doubles import Broken, Buffer, Gpu, Operation
+from gpu.engine_doubles import tensorrt_double
 from sora_runtime import Runtime
 from sora_runtime.bundle import Bundle
 from sora_runtime.cost.prices import usd_per_hour

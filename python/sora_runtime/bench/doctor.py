@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sora_runtime import _core
-from sora_runtime.bench.doctor_kernels import CASES, compare_frames, compare_graph, compare_sampler
+from sora_runtime.bench.doctor_kernels import CASES, compare_frames, compare_graph, compare_sampler, compare_seams
 from sora_runtime.engines.cuda import CudaDevice
 from sora_runtime.engines.libraries import cuda_status, engine_libraries
 
@@ -71,6 +71,7 @@ def run_checks(clips: Sequence[ClipCheck] = ()) -> Iterator[Check]:
     for case in CASES:
         yield _check(f"sampler, {case.name}", lambda case=case: compare_sampler(_needed(device), case))  # type: ignore[misc]
     yield _check("frames to pixels", lambda: compare_frames(_needed(device)))
+    yield _check("latents and seams", lambda: compare_seams(_needed(device)))
     yield _check("graph against stream", lambda: compare_graph(_needed(device)))
     for clip in clips:
         yield _check(f"clips in {clip.name}", lambda clip=clip: _compare_clips(_needed(device), clip))  # type: ignore[misc]

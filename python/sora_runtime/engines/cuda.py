@@ -49,6 +49,9 @@ class CudaDevice:
         self.name = str(self._device.name)
         self.uuid = str(self._device.uuid)
         self._room: Any = None
+        self._taken = False
+        self.recording = False
+        """Whether a graph is being recorded: nothing may be allocated, brought or waited for then."""
         self.moves = 0
         """How often the room or weights have moved: what was recorded before points to memory that is gone."""
         self.givers: list[Callable[[], bool]] = []
@@ -58,6 +61,23 @@ class CudaDevice:
         """Make this the device of the calling thread, as whoever uses it from another one must."""
         self._device.set_current()
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """The device and its room for one stage, to itself; waits for those of other threads.
+
+        Raises:
+            EngineError: a stage of this thread is under way: this was called from one of its callbacks.
+        """
+        with self.lock:
+            if self._taken:
+                raise EngineError(f"{self.name} was used from a callback of a clip on it; call after generate returns")
+            self._taken = True
+            try:
+                self.enter()
+                yield
+            finally:
+                self._taken = False
+
     def allocate(self, size: int) -> Any:
         """A Buffer of so many bytes on the device; it is there for whatever follows on the stream."""
         with self._explained(f"has no {size:,} bytes of memory"):
@@ -65,8 +85,12 @@ class CudaDevice:
                 try:
                     return self._device.allocate(max(size, 1), stream=self.stream)
                 except Exception:
-                    if not any(give() for give in self.givers):
+                    if not self.spare():
                         raise
+
+    def spare(self) -> bool:
+        """Ask whoever can do without some memory for it; False if nobody can."""
+        return not self.recording and any(give() for give in self.givers)
 
     def lend(self, size: int) -> Any:
         """A Buffer for the stream of copies, or None where the memory is short; nobody is asked to give any."""
@@ -104,12 +128,48 @@ class CudaDevice:
         with self._explained("refused a copy"):
             self._part(source, at, size).copy_to(self._part(target, to, size), stream=stream or self.stream)
 
+    def copy_box(
+        self, source: int, of: tuple[int, int], target: int, to: tuple[int, int], box: tuple[int, int, int]
+    ) -> None:
+        """Put a copy of a box on the stream, between arrays of the device.
+
+        Args:
+            source: address of the box's first byte.
+            of: rows of a slice of the source, and bytes of a row.
+            target: address of the first byte's place.
+            to: rows of a slice of the target, and bytes of a row.
+            box: slices, rows and bytes of a row that are copied.
+        """
+        driver, how = self._driver, self._driver.CUDA_MEMCPY3D()
+        how.srcMemoryType = how.dstMemoryType = driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        how.srcDevice, how.srcHeight, how.srcPitch = source, *of
+        how.dstDevice, how.dstHeight, how.dstPitch = target, *to
+        how.Depth, how.Height, how.WidthInBytes = box
+        with self._explained("refused a copy"):
+            _result(driver.cuMemcpy3DAsync(how, self.stream.handle))
+
     def _part(self, buffer: Any, offset: int, size: int) -> Any:
         return self._core.Buffer.from_handle(int(buffer.handle) + offset, size, owner=buffer)
 
     def mark(self) -> Any:
         """A moment on the stream; `seconds` is between two that have passed."""
-        return self.stream.record(options=self._core.EventOptions(timing_enabled=True))
+        with self._explained("failed at what it was given"):
+            return self.stream.record(options=self._core.EventOptions(timing_enabled=True))
+
+    def copied(self) -> Any:
+        """A moment on the stream of copies, for `wait_for`."""
+        with self._explained("failed at what it was given"):
+            return self.copies.record()
+
+    def after(self, moment: Any) -> None:
+        """Let the stream wait for a moment on that of copies."""
+        with self._explained("failed at what it was given"):
+            self.stream.wait(moment)
+
+    def copies_after(self, moment: Any) -> None:
+        """Let the stream of copies wait for a moment on the other one."""
+        with self._explained("failed at what it was given"):
+            self.copies.wait(moment)
 
     @staticmethod
     def seconds(first: Any, last: Any) -> float:
@@ -126,11 +186,14 @@ class CudaDevice:
         driver, stream = self._driver, self.stream.handle
         with self._explained("cannot record a clip as a graph"):
             _result(driver.cuStreamBeginCapture(stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED))
+        self.recording = True
         try:
             put()
         except BaseException:
             driver.cuStreamEndCapture(stream)  # whatever it says, the stream is free again
             raise
+        finally:
+            self.recording = False
         with self._explained("cannot record a clip as a graph"):
             graph = _result(driver.cuStreamEndCapture(stream))
             executable = _result(driver.cuGraphInstantiate(graph, 0))

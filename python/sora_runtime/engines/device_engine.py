@@ -147,8 +147,7 @@ class HostBinding:
         """Evaluate once, and return when the outputs are in the caller's arrays."""
         engine, memory, own = self._server.engine, self._server.memory, self._own
         device = engine.device
-        with device.lock:
-            device.enter()
+        with device.turn():
             room = device.room(memory.end + engine.scratch_bytes)
             if own.moves != device.moves:
                 engine.place(own.context, memory.addresses(int(room.handle)))
@@ -156,10 +155,12 @@ class HostBinding:
             staged, brought = own.staged.array, self._server.brought
             for name in engine.inputs:
                 np.copyto(memory.pieces[name].of(staged), self._arrays[name])
-            device.copy(own.staged.buffer, 0, room, 0, brought)
-            engine.enqueue(own.context, int(room.handle) + memory.end)
             first = min(memory.pieces[name].offset for name in engine.outputs)
-            device.copy(room, first, own.staged.buffer, first, memory.end - first)
-            device.wait()
+            try:
+                device.copy(own.staged.buffer, 0, room, 0, brought)
+                engine.enqueue(own.context, int(room.handle) + memory.end)
+                device.copy(room, first, own.staged.buffer, first, memory.end - first)
+            finally:
+                device.wait()
             for name in engine.outputs:
                 np.copyto(self._arrays[name], memory.pieces[name].of(staged))

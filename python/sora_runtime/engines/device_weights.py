@@ -53,6 +53,7 @@ class WeightTurns:
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
         self._order: list[weakref.ref[Weights]] = []  # of use, the last one at the end
+        self._failed: tuple[int, int] | None = None  # which did not fit ahead, and when: nothing has moved since
 
     def need(self, weights: Weights) -> None:
         """Have weights on the device; others go where the memory is short.
@@ -61,18 +62,23 @@ class WeightTurns:
             EngineError: they do not fit with nothing else there.
         """
         self._order = [*self._others(weights), weakref.ref(weights)]
+        if not weights.loaded and self._device.recording:
+            raise EngineError(f"the weights of '{weights.name}' left the device before a clip was recorded")
         while not weights.loaded and not weights.load():
             if not self.give(weights):
                 raise EngineError(
-                    f"the weights of '{weights.name}' do not fit into the memory of {self._device.name}; use a lower "
-                    "precision, or a plan with `--weights streamed`"
+                    f"the weights of '{weights.name}' cannot be brought to {self._device.name}: its memory is too "
+                    "small, or the plan is damaged; use a lower precision, or build with `--weights streamed`"
                 )
 
     def ahead(self, weights: Weights) -> None:
         """Bring weights that will be needed soon if they fit beside those that were used last."""
         now = self._order[-1]() if self._order else None
+        if self._device.recording or self._failed == (id(weights), self._device.moves):
+            return
         while not weights.loaded and not weights.load():
             if not self.give(weights, now):
+                self._failed = id(weights), self._device.moves
                 return
         self._order = [weakref.ref(weights), *self._others(weights)]
 
@@ -86,6 +92,8 @@ class WeightTurns:
             if weights is not None and weights.loaded and weights not in besides:
                 self._device.wait()
                 weights.unload()
+                if weights.loaded:  # the library could not
+                    continue
                 self._device.wait()  # the memory is there for either stream then
                 self._device.moves += 1
                 return True
@@ -127,7 +135,7 @@ class PlanWeights:
         device = self._device
         if not self._engine.load_weights_async(_reader(self._library, self._plan), int(device.copies.handle)):
             return False
-        device.stream.wait(device.copies.record())
+        device.after(device.copied())
         return True
 
     def unload(self) -> None:
@@ -149,10 +157,13 @@ def _reader(library: Any, plan: memoryview) -> Any:
             return part
 
         def seek(self, offset: int, where: Any) -> bool:
-            start = {library.SeekPosition.SET: 0, library.SeekPosition.CUR: self._at}.get(where, len(plan))
-            if not 0 <= start + offset <= len(plan):
+            if where == library.SeekPosition.END:  # the library counts backward from there
+                at = len(plan) - abs(offset)
+            else:
+                at = offset + (self._at if where == library.SeekPosition.CUR else 0)
+            if not 0 <= at <= len(plan):
                 return False
-            self._at = start + offset
+            self._at = at
             return True
 
     return Reader()
@@ -211,8 +222,8 @@ class SharedWeights:
                 device.wait_for(left[turn - 2])
             self._write(stage.array, begin, end, files)
             device.copy(stage.buffer, 0, buffer, begin, end - begin, stream=device.copies)
-            left.append(device.copies.record())
-        device.stream.wait(left[-1])
+            left.append(device.copied())
+        device.after(left[-1])
         device.wait_for(left[-1])
         for stage in stages:
             stage.close()

@@ -7,7 +7,6 @@ the device's room, and a run returns when it was put on the stream. Memory besid
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,6 @@ from .device_engine import HostBinding, HostServer
 from .engine import Array, TensorSpec
 from .store import EngineStore
 
-_LOG = logging.getLogger(__name__)
 PROVIDERS = {"onnxruntime_cuda": "CUDAExecutionProvider", "onnxruntime_tensorrt": "TensorrtExecutionProvider"}
 INSTALL = "pip uninstall onnxruntime, then pip install onnxruntime-gpu: they share one module"
 # ONNX Runtime's names of element types; numpy's, and ONNX's number, which a binding takes where numpy has none.
@@ -30,7 +28,7 @@ _DTYPES = {
     "tensor(float)": ("float32", 1), "tensor(float16)": ("float16", 10), "tensor(bfloat16)": ("bfloat16", 16),
     "tensor(int64)": ("int64", 7), "tensor(int32)": ("int32", 6), "tensor(bool)": ("bool", 9),
 }  # fmt: skip
-_FATAL_ONLY = 4
+_ERRORS = 3  # and worse: why a provider is not used is only in the log
 
 
 class OnnxRuntimeCudaEngine:
@@ -53,29 +51,35 @@ class OnnxRuntimeCudaEngine:
         self._graph, self._device, self._library = graph, device, library
         if PROVIDERS[name] not in library.get_available_providers():
             raise EngineError(f"this onnxruntime {library.__version__} has no {PROVIDERS[name]}; {INSTALL}")
-        device.enter()
-        self._providers = list(_providers(name, int(device.stream.handle), plans))
-        try:
-            self._session: Any = self._load(alone=True)
-        except Exception as error:  # the library raises a dozen unrelated classes
-            _LOG.warning("'%s' runs in part on the CPU: %s", graph.name, _first_line(error))
+        stream = str(int(device.stream.handle))
+        with device.lock:
+            device.enter()
             try:
-                self._session = self._load(alone=False)
-            except Exception as second:
+                self._session: Any = self._load(list(_providers(name, stream, plans)))
+            except Exception as error:  # the library raises a dozen unrelated classes
                 raise EngineError(
-                    f"ONNX Runtime cannot load '{graph}' for {name} ({_first_line(second)}); rebuild the bundle"
-                ) from second
+                    f"ONNX Runtime cannot load '{graph}' for {name} ({_first_line(error)}); use the engine "
+                    "onnxruntime, or build the bundle for tensorrt_rtx"
+                ) from error
+        found = self._session.get_provider_options().get(PROVIDERS[name], {})
+        if found.get("user_compute_stream") != stream:
+            raise EngineError(
+                f"ONNX Runtime loaded '{graph.name}' without {PROVIDERS[name]}; see what it lacks in its log"
+            )
         self._options = library.RunOptions()
         # It would wait for the stream at the end of each run.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
-    def _load(self, *, alone: bool) -> Any:
-        """A session; `alone` refuses a graph of which the provider would leave operators to the CPU."""
+    def _load(self, providers: list[tuple[str, dict[str, str]]]) -> Any:
+        """A session of these providers alone.
+
+        An operator that they leave to the CPU would read inputs that it copied when they were bound, so none is left;
+        and the library would retry with other providers by itself, without their options.
+        """
         options = self._library.SessionOptions()
-        options.log_severity_level = _FATAL_ONLY  # errors arrive as exceptions
-        if alone:
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        return self._library.InferenceSession(str(self._graph), options, providers=self._providers)
+        options.log_severity_level = _ERRORS
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        return self._library.InferenceSession(str(self._graph), options, providers=providers, enable_fallback=0)
 
     @cached_property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -125,7 +129,10 @@ class OnnxRuntimeCudaEngine:
         for name, address in addresses.items():
             spec = self.inputs.get(name) or self.outputs[name]
             bind = context.bind_input if name in self.inputs else context.bind_output
-            bind(name, "cuda", 0, _NUMBERS[spec.dtype.name], spec.shape, address)
+            try:
+                bind(name, "cuda", 0, _NUMBERS[spec.dtype.name], spec.shape, address)
+            except Exception as error:
+                raise EngineError(f"'{name}' of '{self._graph.name}' cannot be bound ({_first_line(error)})") from error
 
     def enqueue(self, context: Any, scratch: int) -> None:
         """See `DeviceEngine`."""
@@ -143,11 +150,12 @@ class OnnxRuntimeCudaEngine:
 
     def close(self) -> None:
         """Drop the session once its work is done."""
-        self._device.enter()
-        self._device.wait()
-        if "_server" in self.__dict__:
-            self._server.close()
-        self._session = None
+        with self._device.lock:
+            self._device.enter()
+            self._device.wait()
+            if "_server" in self.__dict__:
+                self._server.close()
+            self._session = None
 
     def _spec(self, node: Any) -> TensorSpec:
         if node.type not in _DTYPES or any(not isinstance(size, int) for size in node.shape):
@@ -166,14 +174,15 @@ class OnnxRuntimeCudaEngine:
 _NUMBERS = dict(_DTYPES.values())
 
 
-def _providers(name: str, stream: int, plans: Path | None) -> list[tuple[str, dict[str, str]]]:
+def _providers(name: str, stream: str, plans: Path | None) -> list[tuple[str, dict[str, str]]]:
     """With their options, the one that is asked first for each operator first."""
-    common = {"device_id": "0", "user_compute_stream": str(stream)}
-    # Products of float32 are of float32: whoever wants less has a bundle in less.
+    common = {"device_id": "0", "user_compute_stream": stream}
+    # Products of float32 are of float32: whoever wants less has a bundle in less. TensorRT's provider has no such
+    # option and may take TF32.
     cuda = ("CUDAExecutionProvider", common | {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"})
     if name == "onnxruntime_cuda":
         return [cuda]
-    kept = {} if plans is None else {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(plans)}
+    kept = {} if plans is None else {"trt_engine_cache_enable": "True", "trt_engine_cache_path": str(plans)}
     return [("TensorrtExecutionProvider", common | kept), cuda]
 
 

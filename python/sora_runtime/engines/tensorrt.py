@@ -60,17 +60,20 @@ class TensorRtEngine:
         self._name, self._device, self._library = name, device, library
         self._shared = weights
         self._placed: dict[int, int] = {}  # of each context, the generation of the weights it was told of
-        device.enter()
         self._runtime = library.Runtime(_logger(library))
         defer = defer and hasattr(self._runtime, "defer_weights_loading")
-        if defer:
-            self._runtime.defer_weights_loading = True
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise EngineError(
-                f"{library.__name__} {library.__version__} cannot load the engine of '{name}' on {device.name}; "
-                "build it again for this device"
-            )
+        with device.lock:
+            device.enter()
+            # Not every kind of plan can be loaded without its weights; and what comes with them needs memory.
+            self._engine = self._deserialised(plan, defer=True) if defer else None
+            while self._engine is None:
+                defer = False
+                self._engine = self._deserialised(plan, defer=False)
+                if self._engine is None and not device.spare():
+                    raise EngineError(
+                        f"{library.__name__} {library.__version__} cannot load the engine of '{name}' on "
+                        f"{device.name}; build it again for this device"
+                    )
         if self._engine.streamable_weights_size > 0:
             budget = self._engine.get_weight_streaming_automatic_budget()
             self._engine.weight_streaming_budget_v2 = budget // max(streams, 1)
@@ -78,12 +81,15 @@ class TensorRtEngine:
         if defer and not self._engine.weights_loaded:
             self._weights.append(PlanWeights(name, self._engine, memoryview(plan), device=device, library=library))
 
+    def _deserialised(self, plan: bytes | memoryview, *, defer: bool) -> Any:
+        if hasattr(self._runtime, "defer_weights_loading"):
+            self._runtime.defer_weights_loading = defer
+        return self._runtime.deserialize_cuda_engine(plan)
+
     @cached_property
     def inputs(self) -> Mapping[str, TensorSpec]:
         """Name, shape and dtype of each input."""
-        taken = set() if self._shared is None else self._shared.names
-        specs = self._specs(self._library.TensorIOMode.INPUT)
-        return {name: spec for name, spec in specs if name not in taken}
+        return dict(self._specs(self._library.TensorIOMode.INPUT))
 
     @cached_property
     def outputs(self) -> Mapping[str, TensorSpec]:
@@ -106,8 +112,9 @@ class TensorRtEngine:
     def context(self) -> Any:
         """See `DeviceEngine`."""
         strategy = self._library.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy)
-        if context is None:
+        while (context := self._engine.create_execution_context(strategy)) is None:
+            if self._device.spare():
+                continue
             raise EngineError(f"'{self._name}' cannot be run on {self._device.name}: its memory is used up")
         self._placed.pop(id(context), None)
         return context
@@ -164,17 +171,19 @@ class TensorRtEngine:
 
     def close(self) -> None:
         """Drop the engine once its work is done; bindings that still stand keep it alive until they go."""
-        self._device.enter()
-        self._device.wait()
-        if "_server" in self.__dict__:  # arrays on the host were bound
-            self._server.close()
-        self._weights.clear()
-        self._shared = self._engine = None
+        with self._device.lock:
+            self._device.enter()
+            self._device.wait()
+            if "_server" in self.__dict__:  # arrays on the host were bound
+                self._server.close()
+            self._weights.clear()
+            self._shared = self._engine = None
 
     def _specs(self, mode: Any) -> Iterator[tuple[str, TensorSpec]]:
         for index in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(index)
-            if self._engine.get_tensor_mode(name) != mode:
+            shared = self._shared is not None and name in self._shared.names  # of types that nothing else here reads
+            if shared or self._engine.get_tensor_mode(name) != mode:
                 continue
             shape = tuple(self._engine.get_tensor_shape(name))
             if any(size < 0 for size in shape):
@@ -226,13 +235,13 @@ def open_tensorrt(
         return engine
 
 
-def _weights_of(report: Mapping[str, Any], graph: Path, device: CudaDevice) -> SharedWeights:
+def _weights_of(report: Mapping[str, Any], graph: Path, device: CudaDevice) -> SharedWeights | None:
     """What the plan takes as inputs, as whoever built it wrote down."""
     places = [
         WeightPlace(each["name"], graph.parent / each["file"], each["offset"], each["length"])
         for each in report["shared_weights"]
     ]
-    return shared_weights(graph.name, places, device)
+    return shared_weights(graph.name, places, device) if places else None
 
 
 def _plan(graph: Path, fingerprint: str, library: Any, store: EngineStore, capability: str) -> EnginePlan:
