@@ -12,7 +12,8 @@ from gpu.core_double import CoreDouble, SamplerDouble
 from gpu.doubles import Gpu
 from sora_runtime.bench import doctor as checks
 from sora_runtime.bench.doctor import ClipCheck, run_checks
-from sora_runtime.bench.doctor_kernels import CASES, compare_frames, compare_graph, compare_sampler, compare_seams
+from sora_runtime.bench.doctor_kernels import CASES, compare_graph, compare_sampler
+from sora_runtime.bench.doctor_pixels import compare_frames, compare_seams
 from sora_runtime.cli.app import command_line
 from sora_runtime.engines import tensorrt
 from sora_runtime.engines.libraries import CudaStatus, cuda_status

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sora_runtime import _core
-from sora_runtime.bench.doctor_kernels import CASES, compare_frames, compare_graph, compare_sampler, compare_seams
+from sora_runtime.bench.doctor_kernels import CASES, compare_graph, compare_sampler
+from sora_runtime.bench.doctor_pixels import compare_frames, compare_seams
 from sora_runtime.engines.cuda import CudaDevice
 from sora_runtime.engines.libraries import cuda_status, engine_libraries
 

@@ -89,74 +89,6 @@ def compare_graph(device: CudaDevice) -> str:
     return "one recording, two launches: equal to the stream's"
 
 
-def compare_frames(device: CudaDevice) -> str:
-    """Decoded values to rgb8, bit by bit, and to NV12, within one level of float64."""
-    frames = np.random.default_rng(3).standard_normal((3, 5, 48, 64)).astype(np.float32)
-    expected = _core.frames_to_rgb8(frames)
-    staged, memory = _on(device, frames)
-    result, pixels = _room(device, TensorSpec(expected.shape, np.dtype(np.uint8)))
-    pictures, nv12 = _room(device, TensorSpec((5, 72, 64), np.dtype(np.uint8)))
-    staged.buffer.copy_to(memory, stream=device.stream)
-    stream = int(device.stream.handle)
-    _core.cuda.frames_to_rgb8(int(memory.handle), int(pixels.handle), num_frames=5, plane=48 * 64, stream=stream)
-    _core.cuda.frames_to_nv12(
-        int(memory.handle), int(nv12.handle), shape=(5, 48, 64), pitch=64, picture_bytes=72 * 64, stream=stream
-    )
-    pixels.copy_to(result.buffer, stream=device.stream)
-    nv12.copy_to(pictures.buffer, stream=device.stream)
-    device.wait()
-    different = int(np.count_nonzero(expected != result.array))
-    assert different == 0, f"{different} of {expected.size} bytes of rgb8 differ from the CPU's"
-    worst = int(np.abs(pictures.array - nv12_of(frames)).max())
-    assert worst <= 1, f"NV12 is up to {worst} levels off"
-    return f"{expected.size:,} bytes of rgb8: all equal; NV12 within {worst} level"
-
-
-def nv12_of(frames: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Frames [3, n, height, width] of -1 to 1 as NV12 [n, height * 3 / 2, width], limited range, rounded.
-
-    Coefficients: ITU-R BT.709-6, table 3; a chroma sample is the mean of its four pixels.
-    """
-    red, green, blue = np.clip(np.rint((frames.astype(np.float64) + 1) * 127.5), 0, 255) / 255
-    luma = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-    def chroma(value: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
-        n, height, width = value.shape
-        differences = ((value - luma) / scale).reshape(n, height // 2, 2, width // 2, 2)
-        return 128 + 224 * differences.mean(axis=(2, 4))
-
-    pairs = np.stack([chroma(blue, 1.8556), chroma(red, 1.5748)], axis=-1)
-    planes = [16 + 219 * luma, pairs.reshape(*pairs.shape[:2], -1)]
-    return np.rint(np.concatenate(planes, axis=1))
-
-
-def compare_seams(device: CudaDevice) -> str:
-    """Latents that are given back their mean and scale, and a seam of two tiles: within rounding of float64."""
-    random = np.random.default_rng(4)
-    latents, mean, scale = (random.standard_normal(shape).astype(np.float32) for shape in ((16, 5000), 16, 16))
-    before, after = (random.standard_normal((3, 8, 640)).astype(np.float32) for _ in range(2))
-    given = [_on(device, array) for array in (latents, mean, scale, before, after)]
-    for staged, memory in given:
-        staged.buffer.copy_to(memory, stream=device.stream)
-    result, decoded = _room(device, TensorSpec(latents.shape, np.dtype(np.float32)))
-    blended = device.pinned(TensorSpec(after.shape, np.dtype(np.float32)))
-    at, stream = [int(memory.handle) for _, memory in given], int(device.stream.handle)
-    _core.cuda.denormalise(at[0], int(decoded.handle), channels=16, n=5000, mean=at[1], std=at[2], stream=stream)
-    _core.cuda.blend(at[3], at[4], shape=(3, 8, 640), before_stride=8 * 640, after_stride=8 * 640, stream=stream)
-    decoded.copy_to(result.buffer, stream=device.stream)
-    given[4][1].copy_to(blended.buffer, stream=device.stream)
-    device.wait()
-    weight = (np.arange(8) / 8)[:, None]
-    pairs = {
-        "latents": (result.array, latents.astype(np.float64) * scale[:, None] + mean[:, None]),
-        "a seam": (blended.array, before * (1 - weight) + after * weight),
-    }
-    for name, (found, expected) in pairs.items():
-        worst = float(np.abs(found - expected).max())
-        assert worst < 2e-6, f"{name} differs by {worst:.1e} from float64"
-    return "latents and a seam of two tiles: within rounding of float64"
-
-
 def _program(case: Case) -> SamplerProgram:
     guidance = Guidance(scale=case.scale, rescale=case.rescale, rule=GuidanceRule(**dict(case.guidance)))
     solver = LCM() if case.noisy else UniPC()
@@ -217,11 +149,11 @@ class _OnDevice:
         self._device = device
         floats = TensorSpec((ELEMENTS,), np.dtype(np.float32))
         halves = TensorSpec((ELEMENTS,), np.dtype(case.dtype))
-        self._start, self._latents = _room(device, floats)
+        self._start, self._latents = room_on(device, floats)
         self._result = device.pinned(floats)
         self._branches = [device.allocate(_bytes(halves)) for _ in range(2)]
         self._input = device.allocate(_bytes(halves))
-        self._outputs = [[_on(device, branch) for branch in row] for row in outputs]
+        self._outputs = [[on_device(device, branch) for branch in row] for row in outputs]
         needed = _core.cuda.workspace_bytes(program.rows, n=ELEMENTS, **_rules(program))
         self._workspace = device.allocate(needed)
         buffers = _core.cuda.Buffers(
@@ -242,10 +174,10 @@ class _OnDevice:
             **_rules(program),
         )
         tables = np.frombuffer(self._sampler.tables, np.uint8)
-        self._tables, _ = _on(device, tables)
+        self._tables, _ = on_device(device, tables)
         generator = _noise()
         noise = [generator.normal((ELEMENTS,)) for _ in range(int(np.count_nonzero(program.rows["noise"])))]
-        self._noise = [_on(device, drawn) for drawn in noise]
+        self._noise = [on_device(device, drawn) for drawn in noise]
         for staged, memory in (*self._noise, *(pair for row in self._outputs for pair in row)):
             staged.buffer.copy_to(memory, stream=device.stream)
         self.skipped = 0
@@ -291,13 +223,14 @@ def _bytes(spec: TensorSpec) -> int:
     return int(np.prod(spec.shape)) * spec.dtype.itemsize
 
 
-def _room(device: CudaDevice, spec: TensorSpec) -> tuple[PinnedArray, Any]:
+def room_on(device: CudaDevice, spec: TensorSpec) -> tuple[PinnedArray, Any]:
     """An array on the host and as much memory on the device."""
     staged = device.pinned(spec)
     return staged, device.allocate(staged.buffer.size)
 
 
-def _on(device: CudaDevice, array: NDArray[Any]) -> tuple[PinnedArray, Any]:
-    staged, memory = _room(device, TensorSpec(array.shape, array.dtype))
+def on_device(device: CudaDevice, array: NDArray[Any]) -> tuple[PinnedArray, Any]:
+    """A copy of an array that a copy may bring to the device, and as much memory there."""
+    staged, memory = room_on(device, TensorSpec(array.shape, array.dtype))
     staged.array[...] = array
     return staged, memory

@@ -65,7 +65,7 @@ class TensorRtEngine:
         with device.lock:
             device.enter()
             # Not every kind of plan can be loaded without its weights; and what comes with them needs memory.
-            self._engine = self._deserialised(plan, defer=True) if defer else None
+            self._engine: Any = self._deserialised(plan, defer=True) if defer else None
             while self._engine is None:
                 defer = False
                 self._engine = self._deserialised(plan, defer=False)
