@@ -22,13 +22,13 @@ CSRC = {
 RANKS = [
     {"errors", "_core"},
     {"arena", "geometry", "machine", "output", "verify"},
-    {"background", "batch_record", "forecast", "gpu_record", "turns"},
+    {"background", "batch_record", "forecast", "gpu_record"},
     {"budget_record", "manifest", "presets", "receipt", "reuse_record"},
     {"bundle", "pixels"},
     {"engines"},
     {
         *("embedding_store", "embedding_tiers", "sampling", "preset_use", "request", "request_settings"),
-        *("seeds", "video", "clip"),
+        *("seeds", "turns", "video", "clip"),
     },
     {
         "text",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .decode import CACHE_IN, CACHE_OUT, chunks_of
 from .engines.cuda import PinnedArray
-from .engines.device_engine import DeviceEngine, DeviceMemory
+from .engines.device_engine import DeviceEngine, DeviceMemory, make_room
 from .engines.engine import Array, TensorSpec
 from .errors import BundleError
 from .frames_cuda import FramesOut, Leaving
@@ -53,7 +53,8 @@ class _Chunks:
             self.memory.place(name, spec)
         # Of the first chunk, and of later ones from either bank into the other.
         turns = [(first, 0), *(() if following is None else ((following, 1), (following, 0)))]
-        self._contexts = [(engine, engine.context(), bank) for engine, bank in turns]
+        with self.device.alone():
+            self._contexts = [(engine, engine.context(), bank) for engine, bank in turns]
         self._moves = -1
         self.start = 0
         self.room: Any = None
@@ -68,8 +69,7 @@ class _Chunks:
         """The device and its room, for one clip; when this ends both streams are idle."""
         device = self.device
         with device.turn():
-            scratch = max(engine.scratch_bytes for engine in self.engines)
-            self.room = device.room(self.memory.end + scratch)
+            self.room = make_room(device, self.memory.end, *self.engines)
             if self._moves != device.moves:
                 self.start, self._moves = int(self.room.handle), device.moves
                 for engine, context, bank in self._contexts:
@@ -95,15 +95,17 @@ class _Chunks:
         """Put the copy of a chunk's input on the stream."""
         self.device.copy(staged.buffer, at, self.room, self.memory.pieces[self._given].offset, size)
 
-    def enqueue(self, index: int) -> None:
-        """Put the network's evaluation of a chunk on the stream."""
+    def run(self, index: int) -> tuple[Any, Any]:
+        """Put the network's evaluation of a chunk on the stream; when it begins and ends."""
         engine, context, _ = self._contexts[0 if index == 0 else 1 + (index - 1) % 2]
+        engine.ready()  # whose time is not the network's
+        begun = self.device.mark()
         engine.enqueue(context, self.start + self.memory.end)
+        return begun, self.device.mark()
 
     def close(self) -> None:
         """Give back the engines, and the room."""
-        with self.device.lock:
-            self.device.enter()
+        with self.device.alone():
             self.device.wait()
             self.device.leave()
             self._contexts.clear()
@@ -156,9 +158,7 @@ class CudaChunkDecoder:
         chunks, shape = self._chunks, self._shapes[min(index, len(self._shapes) - 1)]
         assert self._staged is not None
         chunks.bring(self._staged, offsets[index], offsets[index + 1] - offsets[index])
-        begun = chunks.device.mark()
-        chunks.enqueue(index)
-        ended = chunks.device.mark()
+        begun, ended = chunks.run(index)
         frames = chunks.memory.pieces["frames"]
         leaving = self._out.put(chunks.room, chunks.memory, frames.offset, shape, frames.spec.dtype)
         return replace(leaving, spans=((begun, ended),))
@@ -174,8 +174,9 @@ class CudaChunkEncoder:
     def __init__(self, first: DeviceEngine, following: DeviceEngine | None) -> None:
         self._chunks = _Chunks(first, following, "frames", "latents")
         device = first.device
-        self._pictures = [device.pinned(engine.inputs["frames"]) for engine in self._chunks.engines]
-        self._latents = [device.pinned(spec) for spec in self._chunks.made]
+        with device.alone():
+            self._pictures = [device.pinned(engine.inputs["frames"]) for engine in self._chunks.engines]
+            self._latents = [device.pinned(spec) for spec in self._chunks.made]
         self.seconds = 0.0  # inside the engines, over all clips
 
     def encode(self, picture: NDArray[np.float32], zero_frames: int) -> NDArray[np.float32]:
@@ -192,9 +193,7 @@ class CudaChunkEncoder:
                 if index < 2:  # later chunks find the zeros of the second one in their place
                     np.copyto(given.array, picture if index == 0 else 0)
                     chunks.bring(given, 0, given.array.nbytes)
-                begun = device.mark()
-                chunks.enqueue(index)
-                ended = device.mark()
+                begun, ended = chunks.run(index)
                 offset = chunks.memory.pieces["latents"].offset
                 device.copy(chunks.room, offset, made.buffer, 0, made.array.nbytes)
                 device.wait()

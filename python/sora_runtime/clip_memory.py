@@ -136,9 +136,10 @@ class Prepared:
     engines: list[int]  # of each row
     sampler: Any = None
     used: list[tuple[int, bool]] = field(default_factory=list)  # engine and branch of contexts that have run
-    runs: int = 0
+    warm: bool = False  # contexts have run since weights were brought last
     start: int = 0  # address of the room
     moves: int = -1  # of the device's room when tensors were placed there
+    unloads: int = 0  # of the device's weights, likewise
     graph: CudaGraph | None = None
     evaluations: dict[tuple[int, bool], CudaGraph] = field(default_factory=dict)
     together: bool = True  # the weights of all its networks are on the device

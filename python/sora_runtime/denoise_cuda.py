@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from .arena import ALIGNMENT
 from .clip_memory import FLOAT, Prepared, TransformerTensors, stride_of, structure_of
 from .denoise import DenoiseResult, Embeddings, check_finite
-from .engines.device_engine import DeviceEngine
+from .engines.device_engine import DeviceEngine, make_room
 from .engines.engine import Array, TensorSpec
 from .errors import Cancelled, EngineError
 from .sampling.program import SamplerProgram
@@ -104,27 +105,28 @@ class CudaDenoiser:
             if cancel is not None and cancel.cancelled:
                 raise Cancelled("cancelled before the first of the denoising rows")
             self._record(prepared)
+            self._evaluations = 0
             try:
                 statistics = self._launch(prepared, on_step, cancel)
             finally:
                 self._device.wait()  # whoever comes next, an exception of `on_step` included, finds the stream idle
-        prepared.runs += 1
+        prepared.warm = True
         latents: NDArray[np.float32] = prepared.result.array.copy()
         check_finite(latents)
         return DenoiseResult(latents, statistics, self._seconds, timed_by_row=False)
 
     def _settle(self, prepared: Prepared) -> None:
         """The room and the weights for this clip; where anything has moved, what was recorded is gone."""
-        scratch = max(engine.scratch_bytes for engine in self._engines)
-        used = [self._engines[number] for number in dict.fromkeys(prepared.engines)]
-        room = self._device.room(prepared.layout.end + scratch)  # which may take the memory of weights
-        used[0].ready()
+        device, used = self._device, [self._engines[number] for number in dict.fromkeys(prepared.engines)]
+        room = make_room(device, prepared.layout.end, used[0])
         prepared.together = all(engine.loaded for engine in used)
-        if prepared.moves == self._device.moves:
+        if prepared.unloads != device.unloads:  # what brings weights back may have to warm up again
+            prepared.unloads, prepared.warm, prepared.why_not = device.unloads, False, None
+        elif prepared.moves == device.moves:
             return
-        prepared.start, prepared.moves = int(room.handle), self._device.moves
         prepared.graph = None
         prepared.evaluations.clear()
+        prepared.start, prepared.moves = int(room.handle), device.moves
         self._place(prepared)
 
     def _place(self, prepared: Prepared) -> None:
@@ -134,7 +136,7 @@ class CudaDenoiser:
 
     def _record(self, prepared: Prepared) -> None:
         """From the second clip on, when engines have warmed up; what cannot be recorded is put call by call."""
-        if prepared.runs == 0 or prepared.graph is not None or prepared.evaluations or not prepared.together:
+        if not prepared.warm or prepared.graph is not None or prepared.evaluations or not prepared.together:
             return
         if prepared.why_not not in (None, _DECIDES):
             return
@@ -255,8 +257,8 @@ class CudaDenoiser:
 
     def _prepare(self, program: SamplerProgram) -> Prepared:
         device, layout = self._device, self._tensors.lay_out(program)
-        room = device.room(layout.end + max(engine.scratch_bytes for engine in self._engines))
-        sampler = self._tensors.sampler(layout, int(room.handle), program, int(device.stream.handle))
+        # Only to learn how long its tables are; nothing is put on the stream, and no address is looked at.
+        sampler = self._tensors.sampler(layout, ALIGNMENT, program, int(device.stream.handle))
         copied = layout.pieces["workspace"].offset + len(sampler.tables)
         return Prepared(
             layout,
@@ -269,8 +271,7 @@ class CudaDenoiser:
 
     def close(self) -> None:
         """Give back the engines and the memory."""
-        with self._device.lock:
-            self._device.enter()
+        with self._device.alone():
             self._device.wait()
             for prepared in self._prepared.values():
                 prepared.close()

@@ -46,7 +46,8 @@ class FramesOut:
         spec = TensorSpec((*widest, 3), _BYTE)
         self.pieces = {f"rgb8 {slot}": spec for slot in range(_IN_FLIGHT)}
         """What needs a place in the room."""
-        self._arrived = [device.pinned(spec) for _ in range(_IN_FLIGHT)]
+        with device.alone():
+            self._arrived = [device.pinned(spec) for _ in range(_IN_FLIGHT)]
         self._next = 0
 
     def put(

@@ -31,7 +31,7 @@ from .embedding_store import EmbeddingStore
 from .embedding_tiers import EmbeddingTiers
 from .encoders import Encoded, TextEncoders
 from .engines.gpu_meter import Measurement
-from .engines.registry import DEFAULT_ENGINE, engine_for
+from .engines.registry import DEFAULT_ENGINE, GPU_ENGINES, engine_for
 from .errors import EngineError, InvalidRequest
 from .foresight import Foresight
 from .machine import available_cores
@@ -44,7 +44,7 @@ from .seeds import one_by_one, with_seeds
 from .spending import Spending
 from .stages import Stages
 from .text import DEFAULT_CACHE_BYTES
-from .turns import Turns
+from .turns import turns_of
 
 OnProgress = Callable[[str, int, int], None]
 OnFrames = Callable[[NDArray[np.uint8]], None]
@@ -81,9 +81,8 @@ class Runtime:
         self._programs = Programs(bundle)
         self._foresight = Foresight(bundle, self.num_threads, engine)
         self._stages = OpenStages(bundle, self._tiers, num_threads=self.num_threads, engine=engine)
-        self._turns = Turns()
-        self._closed = False
-        self.load_seconds = 0.0
+        self._turns = turns_of(engine)
+        self._closed, self.load_seconds = False, 0.0
 
     @classmethod
     def load(
@@ -105,8 +104,8 @@ class Runtime:
             verify: `once` hashes a file when first seen, `always` at every load.
             embedding_cache: share one between runtimes; None makes one of 64 MiB.
             embedding_cache_dir: a folder that keeps embeddings between processes; None keeps none.
-            engine: what runs the networks: `onnxruntime`, or `openvino` where it is installed. A bundle that was built
-                for TensorRT or TensorRT-RTX is run by that.
+            engine: what runs the networks: `onnxruntime`, or `openvino`, `onnxruntime_cuda` or `onnxruntime_tensorrt`
+                where it is installed. A bundle that was built for TensorRT or TensorRT-RTX is run by that.
             preset: of the bundle, for every request that names no other one; where it is for another bundle,
                 that one is opened.
 
@@ -168,23 +167,25 @@ class Runtime:
         spending = Spending(options, start, self.bundle.name)
         spending.choose()
         report = on_progress or (lambda _stage, _done, _total: None)
-        encoded = self._encode(spending.option, report, cancel)
+        # On a GPU whatever runs waits for its turn; on a CPU prompts are encoded side by side.
+        ahead = None if self.engine in GPU_ENGINES else self._encode(spending.option, report, cancel)
         asked = time.perf_counter()
         with self._turns.turn(cancel, None if spending.budget is None else spending.while_waiting):
             granted, loaded_before, gpu = time.perf_counter(), self.load_seconds, Measurement(self.engine)
+            encoded = ahead or self._encode(spending.option, report, cancel)
+            opening = time.perf_counter()
             stages = self._stages.of(spending.option.request)
-            self.load_seconds += encoded.use.load_seconds + time.perf_counter() - granted
+            self.load_seconds += encoded.use.load_seconds + time.perf_counter() - opening
             spending.unbilled = self.load_seconds - loaded_before + granted - asked
             report = spending.watched(report, stages.denoiser.spent)
             denoised, denoise_seconds = spending.make(
                 lambda: self._denoise(spending, stages, encoded, report, cancel), stages.denoiser.spent
             )
             decoder_before = stages.decoder.seconds
-            chunks = stages.decoder.rgb8_chunks(denoised.latents, num_threads=self.num_threads)
-            geometry = spending.option.request.geometry
+            option, chunks = spending.option, stages.decoder.rgb8_chunks(denoised.latents, num_threads=self.num_threads)
+            geometry = option.request.geometry
             frames, decode_seconds = collect_frames(chunks, geometry, report, on_frames, cancel, keep=keep_frames)
             decoder_seconds = stages.decoder.seconds - decoder_before
-        option = spending.option
         record = Record(
             bundle=self.bundle,
             engine=self.engine,

@@ -36,11 +36,13 @@ def open_engine(
     engine: str = DEFAULT_ENGINE,
     varying: Collection[str] = (),
     streams: int = 1,
+    later: bool = False,
 ) -> Engine:
     """The engine of a graph that the bundle vouches for, on the library called `engine`, which runs such bundles.
 
     `varying` names the inputs that differ at every evaluation; see `make_engine`. `streams` is how many networks are
-    still to be opened that run in turns, this one included; see `TensorRtEngine`.
+    still to be opened that run in turns, this one included; `later` leaves its weights off the device for now; see
+    `open_tensorrt`.
 
     Raises:
         BundleError: the graph or its weights have changed.
@@ -49,7 +51,7 @@ def open_engine(
     if engine in PLAN_ENGINES:
         from .engines.tensorrt import open_tensorrt
 
-        return open_tensorrt(bundle.path(graph), bundle.fingerprint(graph), engine, streams=streams)
+        return open_tensorrt(bundle.path(graph), bundle.fingerprint(graph), engine, streams=streams, later=later)
     if engine in GPU_ENGINES:
         from .engines.onnxruntime_cuda import open_onnxruntime_cuda
 
@@ -203,7 +205,7 @@ class _Opener:
             shape = (bucket.height, bucket.width, bucket.num_frames, bucket.task)
             if shape not in experts:
                 raise BundleError(self._missing("second transformer"))
-            engines.append(self._open(experts[shape], VARYING))
+            engines.append(self._open(experts[shape], VARYING, later=True))
         if self.engine in GPU_ENGINES:
             from .denoise_cuda import CudaDenoiser
 
@@ -269,12 +271,12 @@ class _Opener:
                 return chunk
         raise BundleError(self._missing(what))
 
-    def _open(self, graph: str, varying: Collection[str] = (), streams: int = 1) -> Engine:
-        engine = self._engine(graph, varying, streams)
+    def _open(self, graph: str, varying: Collection[str] = (), streams: int = 1, *, later: bool = False) -> Engine:
+        engine = self._engine(graph, varying, streams, later=later)
         self.graphs.append(graph)
         return engine
 
-    def _engine(self, graph: str, varying: Collection[str] = (), streams: int = 1) -> Engine:
+    def _engine(self, graph: str, varying: Collection[str] = (), streams: int = 1, *, later: bool = False) -> Engine:
         return open_engine(
             self.bundle,
             graph,
@@ -282,6 +284,7 @@ class _Opener:
             engine=self.engine,
             varying=varying,
             streams=streams,
+            later=later,
         )
 
     def _missing(self, what: str) -> str:

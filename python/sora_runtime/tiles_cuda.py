@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from . import _core
 from .clip_memory import FLOAT
 from .engines.cuda import PinnedArray
-from .engines.device_engine import DeviceEngine, DeviceMemory
+from .engines.device_engine import DeviceEngine, DeviceMemory, make_room
 from .engines.engine import TensorSpec
 from .errors import EngineError
 from .frames_cuda import FramesOut, Leaving
@@ -54,7 +54,8 @@ class CudaTiledDecoder:
         self._place("tail", (3, max(self._axes[0].overlaps), bucket.height, bucket.width))
         for name, spec in self._out.pieces.items():
             self.memory.place(name, spec)
-        self._context = engine.context()
+        with self._device.alone():
+            self._context = engine.context()
         self._moves = -1
         self._room: Any = None
         self._staged: PinnedArray | None = None
@@ -70,7 +71,7 @@ class CudaTiledDecoder:
         check_latents(latents, self._given.shape[1], self._axes)
         device = self._device
         with device.turn():
-            self._room = device.room(self.memory.end + self._engine.scratch_bytes)
+            self._room = make_room(device, self.memory.end, self._engine)
             if self._moves != device.moves:
                 at = self.memory.addresses(int(self._room.handle))
                 self._engine.place(self._context, {"latents": at["latents"], "frames": at["tile"]})
@@ -150,6 +151,7 @@ class CudaTiledDecoder:
         device, piece = self._device, self.memory.pieces["latents"]
         assert self._staged is not None
         device.copy(self._staged.buffer, number * piece.size, self._room, piece.offset, piece.size)
+        self._engine.ready()  # whose time is not the network's
         begun = device.mark()
         self._engine.enqueue(self._context, int(self._room.handle) + self.memory.end)
         return begun, device.mark()
@@ -178,8 +180,7 @@ class CudaTiledDecoder:
     def close(self) -> None:
         """Give back the engine, and the room."""
         device = self._device
-        with device.lock:
-            device.enter()
+        with device.alone():
             device.wait()
             device.leave()
             self._context = None

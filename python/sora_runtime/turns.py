@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from . import _core
+from .engines.registry import GPU_ENGINES
 from .errors import Cancelled, InvalidRequest
 
 
@@ -24,7 +25,7 @@ class Turns:
     def refuse_reentry(self) -> None:
         """Raise `InvalidRequest` on the thread whose turn it is: it would wait for itself for ever."""
         if self._holder == threading.get_ident():
-            raise InvalidRequest("the runtime was called from a callback of its own; call it after generate returns")
+            raise InvalidRequest("a runtime was called from a callback of a clip; call it after generate returns")
 
     @contextmanager
     def turn(
@@ -47,3 +48,11 @@ class Turns:
         finally:
             self._holder = None
             self._lock.release()
+
+
+_ON_THE_GPU = Turns()
+
+
+def turns_of(engine: str) -> Turns:
+    """A runtime's turns: its own on the CPU; on the GPU, which has room for one stage, those of all."""
+    return _ON_THE_GPU if engine in GPU_ENGINES else Turns()

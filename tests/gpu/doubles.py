@@ -231,6 +231,7 @@ class Gpu:
         self.log: list[str] = []
         self.records_engines = True
         self.weight_bytes = 256  # of every engine
+        self.weights_of: dict[str, int] = {}  # of those whose graph has this name
         self.context_bytes = 0  # that making a context needs
         self.defers = True  # whether plans can be loaded without their weights
         self.unloads = True  # whether their weights can be taken off again

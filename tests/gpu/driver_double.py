@@ -71,6 +71,17 @@ class Driver:
         self._gpu.put(int(hStream), "copy a box", run, reads, writes)
         return (0,)
 
+    def cuDeviceGet(self, ordinal: int) -> tuple[int, int]:  # noqa: N802
+        return (0, ordinal)
+
+    def cuDeviceGetMemPool(self, dev: int) -> tuple[int, str]:  # noqa: N802
+        return (0, "pool")
+
+    def cuMemPoolTrimTo(self, pool: str, minBytesToKeep: int) -> tuple[int]:  # noqa: N802, N803
+        self._gpu.insist_no_recording("a trim")
+        assert (pool, minBytesToKeep) == ("pool", 0)
+        return (0,)
+
     def cuGraphLaunch(self, hGraphExec: int, hStream: int) -> tuple[int]:  # noqa: N802, N803
         stream = self._gpu.streams[hStream]
         self._gpu.log.append("launch graph")

@@ -80,7 +80,8 @@ class CudaEngine:
     def __init__(self, gpu: Gpu, graph: Path, *, deferred: bool) -> None:
         self.gpu, self._plan, self._deferred = gpu, str(graph).encode(), deferred
         self._on_device: Buffer | None = None
-        self._on_device = None if deferred else Buffer(gpu, gpu.weight_bytes, host=False)
+        self._size = gpu.weights_of.get(graph.name, gpu.weight_bytes)
+        self._on_device = None if deferred else Buffer(gpu, self._size, host=False)
         self.stripped = False
         options = ort.SessionOptions()
         options.intra_op_num_threads = 2
@@ -117,7 +118,7 @@ class CudaEngine:
         if b"".join(parts) != self._plan:
             raise Broken("weights are read from another plan")
         try:
-            self._on_device = Buffer(self.gpu, self.gpu.weight_bytes, host=False)
+            self._on_device = Buffer(self.gpu, self._size, host=False)
         except LibraryError:
             return False
         place = self._on_device.handle, self._on_device.size

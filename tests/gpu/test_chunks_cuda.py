@@ -19,7 +19,7 @@ from sora_runtime.decode import ChunkDecoder
 from sora_runtime.engines import tensorrt
 from sora_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from sora_runtime.engines.tensorrt import open_tensorrt
-from sora_runtime.errors import BundleError, EngineError
+from sora_runtime.errors import BundleError, EngineError, InvalidRequest
 from sora_runtime.frames_cuda import FramesOut, Leaving
 
 GRAPHS = ("vae_decoder.64x64.first.onnx", "vae_decoder.64x64.next.onnx")
@@ -115,8 +115,17 @@ def test_a_device_is_not_used_from_a_callback_of_its_own_clip(gpu: Gpu, bundle: 
             if stage == "vae_decode" and done:
                 other.generate(**ask)
 
-        with pytest.raises(EngineError, match="was used from a callback of a clip on it; call after generate returns"):
+        with pytest.raises(InvalidRequest, match="a runtime was called from a callback of a clip; call it after"):
             runtime.generate(**ask, on_progress=again)
+
+        loaded = Bundle.load(bundle)
+
+        def open_one(stage: str, _done: int, _total: int) -> None:
+            if stage == "vae_decode":
+                open_tensorrt(loaded.path(GRAPHS[0]), loaded.fingerprint(GRAPHS[0]), "tensorrt_rtx")
+
+        with pytest.raises(EngineError, match="was used from a callback of a clip on it; call after generate returns"):
+            runtime.generate(**ask, on_progress=lambda stage, done, total: done and open_one(stage, done, total))
         np.testing.assert_array_equal(other.generate(**ask).frames, runtime.generate(**ask).frames)
 
 

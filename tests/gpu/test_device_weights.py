@@ -13,7 +13,7 @@ import pytest
 
 from gpu.conftest import build_double
 from gpu.doubles import Broken, Gpu
-from gpu.engine_doubles import STRIPPED, tensorrt_double
+from gpu.engine_doubles import SCRATCH, STRIPPED, tensorrt_double
 from sora_export.shared_weights import weights_as_inputs
 from sora_runtime import Runtime
 from sora_runtime.bundle import Bundle
@@ -66,9 +66,9 @@ def test_what_fits_is_brought_once(gpu: Gpu, experts: Path) -> None:
         frames, log = clip(runtime, gpu)
         np.testing.assert_array_equal(frames, expected)
         assert log.count("load weights") == 5  # text encoder, experts and the decoder's two
-        # The second expert's come when a whole row of the first one's is on the stream.
+        # The second expert's come when a whole row of the first one's is on the stream, all others before the clip.
         loads = [index for index, line in enumerate(log) if line == "load weights"]
-        assert log[loads[1] : loads[2] + 2] == ["load weights", "execute", "execute", "load weights", "execute"]
+        assert log[loads[3] : loads[4] + 2] == ["load weights", "execute", "execute", "load weights", "execute"]
         for _ in range(2):
             frames, log = clip(runtime, gpu)
             np.testing.assert_array_equal(frames, expected)
@@ -127,11 +127,30 @@ def test_a_room_that_finds_no_memory_takes_that_of_weights(gpu: Gpu, bundle: Pat
     engine.ready()
     moves = device.moves
     device.room(WEIGHTS)
-    assert engine.loaded and device.moves == moves
+    assert engine.loaded and (device.moves, device.unloads) == (moves, 0)
     device.room(5 * WEIGHTS // 2)
-    assert not engine.loaded and device.moves == moves + 2  # weights and room
+    assert not engine.loaded and (device.moves, device.unloads) == (moves + 1, 1)
     with pytest.raises(EngineError, match="has no 4,194,304 bytes of memory"):
         device.room(4 * WEIGHTS)
+
+
+def test_a_room_that_is_too_large_gives_way_to_weights(gpu: Gpu, bundle: Path) -> None:
+    with Runtime.load(bundle) as runtime:
+        expected, _ = clip(runtime, gpu)
+        (stages,) = runtime._stages.values()
+        decoding = stages.decoder._chunks.memory.end + SCRATCH  # type: ignore[union-attr]
+        (prepared,) = stages.denoiser._prepared.values()  # type: ignore[union-attr]
+        denoising = prepared.layout.end + SCRATCH
+    assert decoding > denoising
+    del stages, prepared  # which keep engines
+    # The decoder's room and the transformer fit one after the other, never together.
+    gpu.capacity = decoding + 4 * gpu.weight_bytes
+    gpu.weights_of[TRANSFORMER] = gpu.capacity - denoising
+    with Runtime.load(bundle) as runtime:
+        for _ in range(3):
+            frames, log = clip(runtime, gpu)
+            np.testing.assert_array_equal(frames, expected)
+            assert "launch graph" not in log  # nothing is warm
 
 
 def opened(bundle: Path, graph: str) -> TensorRtEngine:

@@ -32,6 +32,7 @@ class CudaDevice:
     """
 
     def __init__(self, index: int = 0, *, core: Any = None, driver: Any = None) -> None:
+        self._index = index
         self._core: Any = _import("cuda.core") if core is None else core
         self._driver: Any = _import("cuda.bindings.driver") if driver is None else driver
         self.lock = threading.RLock()
@@ -53,7 +54,9 @@ class CudaDevice:
         self.recording = False
         """Whether a graph is being recorded: nothing may be allocated, brought or waited for then."""
         self.moves = 0
-        """How often the room or weights have moved: what was recorded before points to memory that is gone."""
+        """How often the room has moved: addresses in it that were taken before point to memory that is gone."""
+        self.unloads = 0
+        """How often weights were taken off: what was recorded before may read memory that is gone."""
         self.givers: list[Callable[[], bool]] = []
         """Asked in turn where memory is short; each gives some that it can do without and says so, or has none."""
 
@@ -62,8 +65,8 @@ class CudaDevice:
         self._device.set_current()
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """The device and its room for one stage, to itself; waits for those of other threads.
+    def alone(self) -> Iterator[None]:
+        """The device for this thread, which makes it its own; waits for the stages of other threads.
 
         Raises:
             EngineError: a stage of this thread is under way: this was called from one of its callbacks.
@@ -71,9 +74,15 @@ class CudaDevice:
         with self.lock:
             if self._taken:
                 raise EngineError(f"{self.name} was used from a callback of a clip on it; call after generate returns")
+            self.enter()
+            yield
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """The device and its room for one stage; raises as `alone` does."""
+        with self.alone():
             self._taken = True
             try:
-                self.enter()
                 yield
             finally:
                 self._taken = False
@@ -91,6 +100,13 @@ class CudaDevice:
     def spare(self) -> bool:
         """Ask whoever can do without some memory for it; False if nobody can."""
         return not self.recording and any(give() for give in self.givers)
+
+    def trim(self) -> None:
+        """Return what was given back to the device itself, where libraries allocate; nothing is under way."""
+        driver = self._driver
+        with self._explained("cannot give back memory"):
+            pool = _result(driver.cuDeviceGetMemPool(_result(driver.cuDeviceGet(self._index))))
+            _result(driver.cuMemPoolTrimTo(pool, 0))
 
     def lend(self, size: int) -> Any:
         """A Buffer for the stream of copies, or None where the memory is short; nobody is asked to give any."""
@@ -190,14 +206,18 @@ class CudaDevice:
         try:
             put()
         except BaseException:
-            driver.cuStreamEndCapture(stream)  # whatever it says, the stream is free again
+            code, graph = driver.cuStreamEndCapture(stream)  # whatever it says, the stream is free again
+            if int(code) == 0:
+                driver.cuGraphDestroy(graph)
             raise
         finally:
             self.recording = False
         with self._explained("cannot record a clip as a graph"):
             graph = _result(driver.cuStreamEndCapture(stream))
-            executable = _result(driver.cuGraphInstantiate(graph, 0))
-            _result(driver.cuGraphDestroy(graph))
+            try:
+                executable = _result(driver.cuGraphInstantiate(graph, 0))
+            finally:
+                driver.cuGraphDestroy(graph)
         return CudaGraph(driver, executable, stream)
 
     @contextmanager

@@ -92,6 +92,29 @@ class DeviceEngine(Engine, Protocol):
         """Whether an evaluation may be part of a CUDA graph; asked of a context that has run."""
 
 
+def make_room(device: CudaDevice, tensors: int, *engines: DeviceEngine) -> Any:
+    """The room for a stage whose tensors take so many bytes, and the weights of the engine that runs first.
+
+    The caller has the device's turn. Weights of all its engines are brought if they fit. A room that is larger than
+    this stage needs gives way where it takes the memory of the weights.
+    """
+    size = tensors + max(engine.scratch_bytes for engine in engines)
+    room = device.room(size)
+    try:
+        for engine in reversed(engines):
+            engine.ready()
+    except EngineError:
+        if room.size <= size:
+            raise
+        device.wait()
+        device.leave()
+        device.trim()
+        room = device.room(size)
+        for engine in reversed(engines):
+            engine.ready()
+    return room
+
+
 @dataclass
 class _Served:
     """What serves one binding at a time: a context, and a twin on the host of everything it reads and writes."""
@@ -119,8 +142,7 @@ class HostServer:
         if problem is not None:
             raise EngineError(f"'{self.name}' cannot be bound: {problem}")
         device = self.engine.device
-        with device.lock:
-            device.enter()
+        with device.alone():
             if self._idle:
                 return HostBinding(self, self._idle.pop(), arrays)
             staged = device.pinned(TensorSpec((self.memory.end,), np.dtype(np.uint8)))
@@ -148,7 +170,7 @@ class HostBinding:
         engine, memory, own = self._server.engine, self._server.memory, self._own
         device = engine.device
         with device.turn():
-            room = device.room(memory.end + engine.scratch_bytes)
+            room = make_room(device, memory.end, engine)
             if own.moves != device.moves:
                 engine.place(own.context, memory.addresses(int(room.handle)))
                 own.moves = device.moves

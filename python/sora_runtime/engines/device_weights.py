@@ -8,6 +8,7 @@ turn comes, the next expert's while the one before still runs if both fit.
 from __future__ import annotations
 
 import itertools
+import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ..errors import EngineError
 from .cuda import CudaDevice
 from .engine import TensorSpec
 
+_LOG = logging.getLogger(__name__)
 _STAGE = 1 << 25  # bytes of the host's memory that copies go through, twice
 
 
@@ -53,7 +55,7 @@ class WeightTurns:
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
         self._order: list[weakref.ref[Weights]] = []  # of use, the last one at the end
-        self._failed: tuple[int, int] | None = None  # which did not fit ahead, and when: nothing has moved since
+        self._failed: tuple[int, int] | None = None  # which did not fit ahead, and when: nothing has gone since
 
     def need(self, weights: Weights) -> None:
         """Have weights on the device; others go where the memory is short.
@@ -74,11 +76,11 @@ class WeightTurns:
     def ahead(self, weights: Weights) -> None:
         """Bring weights that will be needed soon if they fit beside those that were used last."""
         now = self._order[-1]() if self._order else None
-        if self._device.recording or self._failed == (id(weights), self._device.moves):
+        if self._device.recording or self._failed == (id(weights), self._device.unloads):
             return
         while not weights.loaded and not weights.load():
             if not self.give(weights, now):
-                self._failed = id(weights), self._device.moves
+                self._failed = id(weights), self._device.unloads
                 return
         self._order = [weakref.ref(weights), *self._others(weights)]
 
@@ -94,8 +96,9 @@ class WeightTurns:
                 weights.unload()
                 if weights.loaded:  # the library could not
                     continue
-                self._device.wait()  # the memory is there for either stream then
-                self._device.moves += 1
+                self._device.wait()
+                self._device.trim()
+                self._device.unloads += 1
                 return True
         return False
 
@@ -133,7 +136,11 @@ class PlanWeights:
     def load(self) -> bool:
         """See `Weights`."""
         device = self._device
-        if not self._engine.load_weights_async(_reader(self._library, self._plan), int(device.copies.handle)):
+        try:
+            if not self._engine.load_weights_async(_reader(self._library, self._plan), int(device.copies.handle)):
+                return False
+        except Exception as error:  # of no class that is known
+            _LOG.info("the weights of '%s' were not brought: %s", self.name, error)
             return False
         device.after(device.copied())
         return True

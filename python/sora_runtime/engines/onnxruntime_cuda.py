@@ -52,8 +52,7 @@ class OnnxRuntimeCudaEngine:
         if PROVIDERS[name] not in library.get_available_providers():
             raise EngineError(f"this onnxruntime {library.__version__} has no {PROVIDERS[name]}; {INSTALL}")
         stream = str(int(device.stream.handle))
-        with device.lock:
-            device.enter()
+        with device.alone():
             try:
                 self._session: Any = self._load(list(_providers(name, stream, plans)))
             except Exception as error:  # the library raises a dozen unrelated classes
@@ -150,8 +149,7 @@ class OnnxRuntimeCudaEngine:
 
     def close(self) -> None:
         """Drop the session once its work is done."""
-        with self._device.lock:
-            self._device.enter()
+        with self._device.alone():
             self._device.wait()
             if "_server" in self.__dict__:
                 self._server.close()

@@ -62,8 +62,7 @@ class TensorRtEngine:
         self._placed: dict[int, int] = {}  # of each context, the generation of the weights it was told of
         self._runtime = library.Runtime(_logger(library))
         defer = defer and hasattr(self._runtime, "defer_weights_loading")
-        with device.lock:
-            device.enter()
+        with device.alone():
             # Not every kind of plan can be loaded without its weights; and what comes with them needs memory.
             self._engine: Any = self._deserialised(plan, defer=True) if defer else None
             while self._engine is None:
@@ -74,9 +73,9 @@ class TensorRtEngine:
                         f"{library.__name__} {library.__version__} cannot load the engine of '{name}' on "
                         f"{device.name}; build it again for this device"
                     )
-        if self._engine.streamable_weights_size > 0:
-            budget = self._engine.get_weight_streaming_automatic_budget()
-            self._engine.weight_streaming_budget_v2 = budget // max(streams, 1)
+            if self._engine.streamable_weights_size > 0:
+                budget = self._engine.get_weight_streaming_automatic_budget()
+                self._engine.weight_streaming_budget_v2 = budget // max(streams, 1)
         self._weights: list[Weights] = [] if weights is None else [weights]
         if defer and not self._engine.weights_loaded:
             self._weights.append(PlanWeights(name, self._engine, memoryview(plan), device=device, library=library))
@@ -159,9 +158,11 @@ class TensorRtEngine:
 
     def refit(self, graph: Path) -> None:
         """Give a plan that was stripped of them the weights of its graph; raises `EngineError`."""
-        refitter = self._library.Refitter(self._engine, logger := _logger(self._library))
-        parser = self._library.OnnxParserRefitter(refitter, logger)
-        if not (parser.refit_from_file(str(graph)) and refitter.refit_cuda_engine()):
+        with self._device.alone():
+            refitter = self._library.Refitter(self._engine, logger := _logger(self._library))
+            parser = self._library.OnnxParserRefitter(refitter, logger)
+            done = parser.refit_from_file(str(graph)) and refitter.refit_cuda_engine()
+        if not done:
             raise EngineError(f"the engine of '{self._name}' cannot be given the weights of its graph; build it again")
 
     @property
@@ -171,8 +172,7 @@ class TensorRtEngine:
 
     def close(self) -> None:
         """Drop the engine once its work is done; bindings that still stand keep it alive until they go."""
-        with self._device.lock:
-            self._device.enter()
+        with self._device.alone():
             self._device.wait()
             if "_server" in self.__dict__:  # arrays on the host were bound
                 self._server.close()
@@ -199,6 +199,7 @@ def open_tensorrt(
     store: EngineStore | None = None,
     device: CudaDevice | None = None,
     streams: int = 1,
+    later: bool = False,
 ) -> TensorRtEngine:
     """The engine of a graph from the store.
 
@@ -209,6 +210,7 @@ def open_tensorrt(
         store: None is the user's.
         device: None is the process's device 0.
         streams: see `TensorRtEngine`.
+        later: its weights are not brought yet.
 
     Raises:
         EngineError: no such engine was built for this device and library, the library is not installed, or there is no
@@ -232,6 +234,9 @@ def open_tensorrt(
         )
         if how == "stripped":
             engine.refit(graph)
+        if not later:
+            with device.alone():
+                engine.ready()
         return engine
 
 
