@@ -12,7 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-# Modules with measure() -> dict and table(dict) -> Markdown; `timing`, `adherence` and `frontier` record elsewhere.
+# Modules with measure() -> dict and table(dict) -> Markdown, some with in_short(dict) for the first page; `timing`,
+# `adherence` and `frontier` record elsewhere.
 MEASURED = (
     *("overhead", "overlap", "fused_step", "export_14b", "families", "precisions", "int8_forward", "validate"),
     *("calibrated", "peers"),
@@ -27,12 +28,18 @@ def write_readme(readme: str) -> str:
         if not recorded.exists():  # not measured yet: its block stays as it is
             continue
         result = json.loads(recorded.read_text())
-        table = importlib.import_module(f"benchmarks.{name}").table(result)
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(readme):
-            raise SystemExit(f"README.md has no block '<!-- {name} -->'; add one")
-        readme = pattern.sub(lambda match, text=table: f"{match[1]}{text}\n{match[2]}", readme)
+        module = importlib.import_module(f"benchmarks.{name}")
+        readme = _write_block(readme, name, module.table(result))
+        if hasattr(module, "in_short"):
+            readme = _write_block(readme, f"{name} in short", module.in_short(result))
     return readme
+
+
+def _write_block(readme: str, name: str, text: str) -> str:
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(readme):
+        raise SystemExit(f"README.md has no block '<!-- {name} -->'; add one")
+    return pattern.sub(lambda match: f"{match[1]}{text}\n{match[2]}", readme)
 
 
 def main(names: list[str]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from benchmarks.peers import levers
 from benchmarks.peers.clips import Case, Setting, measure_settings
+from benchmarks.peers.first_page import first_page
 from benchmarks.peers.forward import ANCHOR, Turn, measure_forward
 from benchmarks.peers.jobs import Ask, Drawn, Job, Refused
 from benchmarks.peers.models import TRANSFORMERS, make_checkpoint
@@ -300,3 +301,20 @@ def test_prepare_leaves_no_process(tmp_path: Path) -> None:
     job = Job("wan-pocket", str(find_bundle("wan-pocket")), str(tmp_path), threads=1)
     assert prepare("ours", job) < 60
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".log"]
+
+
+def test_the_first_page_compares_with_peers_of_the_same_quality() -> None:
+    def row(name: str, seconds: float, error: float | None = None, *, ours: bool = False) -> dict[str, Any]:
+        accuracy = dict.fromkeys(("colour", "shape", "motion", "background"), 1.0)
+        known = {"name": name, "label": name, "ours": ours, "refused": None, "accuracy": accuracy, "evaluations": 100.0}
+        return known | {"seconds": [seconds] * 3, "anchor_seconds": [1.0] * 3, "relative_l2": error, "peak_bytes": 100}
+
+    where = {"threads": 2, "machine": {"cpu": "a CPU"}}
+    mine = [row(name, 0.5, ours=True) for name in ("equal", "int8", "together", "distilled-int8")]
+    levers = {"rows": [row("diffusers", 4.0), row("quick", 2.0), *mine], "prompts": 3, "steps": 50, **where}
+    forwards = [row("diffusers", 6.0, 0.0), row("wrong", 1.2, 0.1), row("close", 1.5, 0.01)]
+    forward = {"rows": [*forwards, row("ours-int8", 1.0, 0.015, ours=True)], "layers": 30, "tokens": 1280}
+    shown = first_page({"levers": levers, "forward": {"wan-1.3b-30": forward}})
+    assert "| the same work, int8 | 100 | 8.00 times | 4.00 times | 100% / 100% / 100% / 100% |" in shown
+    assert "6.0 times faster than diffusers in 1.00 of its memory, 1.50 times faster than close, the fastest" in shown
+    assert "wrong" not in shown and first_page({"levers": levers}) == ""

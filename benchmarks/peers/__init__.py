@@ -39,6 +39,13 @@ def measure() -> dict[str, Any]:
     return measure_parts(Options())
 
 
+def in_short(result: dict[str, Any]) -> str:
+    """What the first page shows of the record; see `benchmarks.peers.first_page`."""
+    from benchmarks.peers.first_page import first_page
+
+    return first_page(result)
+
+
 def table(result: dict[str, Any]) -> str:
     """The record in Markdown; see `benchmarks.peers.tables`."""
     from benchmarks.peers.tables import tables

@@ -37,7 +37,7 @@ def fastest_peer(rows: Sequence[Row], key: str = "seconds") -> str | None:
 def _clips(part: Mapping[str, Any]) -> str:
     rows = {row["name"]: row for row in part["rows"]}
     lines = [
-        f"wan-pocket, {part['prompts']} clips of {part['steps']} steps, {_where(part)}:",
+        f"wan-pocket, {part['prompts']} clips of {part['steps']} steps, {where(part)}:",
         "",
         "| engine | a clip | this runtime, fp32, is faster | int8 is faster | peak memory | latents against diffusers "
         "| frames | colour / shape / motion / background |",
@@ -47,8 +47,8 @@ def _clips(part: Mapping[str, Any]) -> str:
         if row["refused"] is not None:
             lines.append(_refusal(row, 8))
             continue
-        ratios = [_ratio(row, rows.get(name)) for name in ("ours", "ours-int8")]
-        cells = [_seconds(row), *ratios, _memory(row), _l2(row), _decibels(row), _accuracy(row)]
+        ratios = [ratio(row, rows.get(name)) for name in ("ours", "ours-int8")]
+        cells = [_seconds(row), *ratios, _memory(row), _l2(row), _decibels(row), accuracy(row)]
         lines.append(f"| {row['label']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -58,7 +58,7 @@ def _levers(part: Mapping[str, Any]) -> str:
     fastest = fastest_peer(part["rows"])
     against = rows[fastest]["label"] if fastest else "the fastest peer"
     lines = [
-        f"wan-pocket, {part['prompts']} clips, against the peers at {part['steps']} steps, {_where(part)}:",
+        f"wan-pocket, {part['prompts']} clips, against the peers at {part['steps']} steps, {where(part)}:",
         "",
         f"| what | evaluations | a clip | faster than diffusers eager | than {against} | frames against diffusers "
         "| colour / shape / motion / background |",
@@ -68,8 +68,8 @@ def _levers(part: Mapping[str, Any]) -> str:
         if row["refused"] is not None:
             lines.append(_refusal(row, 7))
             continue
-        ratios = [_ratio(rows.get(name), row) for name in ("diffusers", fastest)]
-        cells = [f"{row['evaluations']:.0f}", _seconds(row), *ratios, _decibels(row), _accuracy(row)]
+        ratios = [ratio(rows.get(name), row) for name in ("diffusers", fastest)]
+        cells = [f"{row['evaluations']:.0f}", _seconds(row), *ratios, _decibels(row), accuracy(row)]
         lines.append(f"| {row['label']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -78,7 +78,7 @@ def _cold(part: Mapping[str, Any]) -> str:
     rows = {row["name"]: row for row in part["rows"]}
     key = "first_frame_seconds"
     lines = [
-        f"wan-pocket, a new process for each of {part['rounds']} clips of {part['steps']} steps, {_where(part)}:",
+        f"wan-pocket, a new process for each of {part['rounds']} clips of {part['steps']} steps, {where(part)}:",
         "",
         "| engine | to the first frame | to the last | share of diffusers' time to the first | peak memory |",
         "|---|---|---|---|---|",
@@ -100,7 +100,7 @@ def _forward(name: str, part: Mapping[str, Any]) -> str:
     alive = "all in turns" if part["side_by_side"] else "each in turns with int8 alone"
     lines = [
         f"{name}: {part['layers']} layers, {part['parameters'] / 1e6:.0f} million parameters, {part['tokens']} tokens, "
-        f"{part['rounds']} rounds, {alive}, {_where(part)}:",
+        f"{part['rounds']} rounds, {alive}, {where(part)}:",
         "",
         "| engine | a forward | this runtime, fp32, is faster | int8 is faster | relative L2 | peak memory "
         "| of diffusers' | loading |",
@@ -131,7 +131,8 @@ def _forward(name: str, part: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _where(part: Mapping[str, Any]) -> str:
+def where(part: Mapping[str, Any]) -> str:
+    """The machine of a part."""
     return f"{part['threads']} threads of {part['machine']['cpu']}"
 
 
@@ -139,7 +140,8 @@ def _refusal(row: Row, columns: int) -> str:
     return f"| {row['label']} | cannot run here: {row['refused']}" + " |" * (columns - 1)
 
 
-def _ratio(slower: Row | None, faster: Row | None) -> str:
+def ratio(slower: Row | None, faster: Row | None) -> str:
+    """How many times faster the second is, in words; a dash where one of them was not timed."""
     if slower is None or faster is None or not slower.get("seconds") or not faster.get("seconds"):
         return "-"
     return _times(times_faster(slower["seconds"], faster["seconds"]))
@@ -167,5 +169,6 @@ def _decibels(row: Row) -> str:
     return "identical" if row["psnr_min"] >= 999 else f"{row['psnr']:.1f} dB, worst {row['psnr_min']:.1f}"
 
 
-def _accuracy(row: Row) -> str:
+def accuracy(row: Row) -> str:
+    """What detectors see in the frames."""
     return " / ".join(f"{row['accuracy'][name]:.0%}" for name in _ATTRIBUTES)
