@@ -48,9 +48,10 @@ def _large(part: Mapping[str, Any]) -> str:
     faster = {row["label"]: times_faster(row["seconds"], row["anchor_seconds"]) for row in peers}
     nearest = min(faster, key=lambda label: faster[label])
     base = next(row for row in rows if row["name"] == "diffusers")
+    memory = ours["peak_bytes"] / base["peak_bytes"]
     return (
         f"One forward of a transformer as wide as Wan 2.1 1.3B, {part['layers']} layers, {part['tokens']} tokens, in "
         f"int8 (relative error {ours['relative_l2']:.1e}): {faster[base['label']]:.1f} times faster than "
-        f"{base['label']} in {ours['peak_bytes'] / base['peak_bytes']:.2f} of its memory, {faster[nearest]:.2f} times faster than "
-        f"{nearest}, the fastest other one within {_CLOSE:g}."
+        f"{base['label']} in {memory:.2f} of its memory, {faster[nearest]:.2f} times faster than {nearest}, the fastest "
+        f"other one within {_CLOSE:g}."
     )
