@@ -52,6 +52,6 @@ def _large(part: Mapping[str, Any]) -> str:
     return (
         f"One forward of a transformer as wide as Wan 2.1 1.3B, {part['layers']} layers, {part['tokens']} tokens, in "
         f"int8 (relative error {ours['relative_l2']:.1e}): {faster[base['label']]:.1f} times faster than "
-        f"{base['label']} in {memory:.2f} of its memory, {faster[nearest]:.2f} times faster than {nearest}, the fastest "
-        f"other one within {_CLOSE:g}."
+        f"{base['label']} in {memory:.2f} of its memory, {faster[nearest]:.2f} times faster than {nearest}, the "
+        f"fastest other one within {_CLOSE:g}."
     )
