@@ -78,9 +78,15 @@ def test_clips_are_held_against_the_cpus(gpu: Gpu, bundle: Path, monkeypatch: py
     monkeypatch.setattr(checks, "cuda_status", lambda: CudaStatus("13.0", ("8.9",), None))
     monkeypatch.setattr(checks, "CudaDevice", tensorrt.current_device)
     monkeypatch.setattr(checks, "CASES", CASES[:2])
-    clips = [ClipCheck("a double", lambda: bundle, 60.0), ClipCheck("one that asks for too much", lambda: bundle, 1e3)]
+    clips = [
+        ClipCheck("a double", lambda: bundle, 60.0, 1e-5),
+        ClipCheck("one that asks for too much", lambda: bundle, 1e3, 1e-5),
+        ClipCheck("one that is never exact enough", lambda: bundle, 60.0, -1.0),
+    ]
     found = {check.name: check for check in run_checks(clips)}
     assert found["device"].detail == "NVIDIA GeForce RTX 4090, compute capability 8.9"
     assert found["clips in a double"].status == "passed" and found["graph against stream"].status == "passed"
     assert found["clips in one that asks for too much"].status == "failed"
     assert "1000 are expected" in found["clips in one that asks for too much"].detail
+    assert found["clips in a double"].detail.startswith("networks within ")
+    assert "from ONNX Runtime; at most -1 is expected" in found["clips in one that is never exact enough"].detail

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sora_runtime import _core
+from sora_runtime.bench.doctor_engines import compare_networks
 from sora_runtime.bench.doctor_kernels import CASES, compare_graph, compare_sampler
 from sora_runtime.bench.doctor_pixels import compare_frames, compare_seams
 from sora_runtime.engines.cuda import CudaDevice
@@ -50,11 +51,13 @@ class ClipCheck:
         name: of the precision.
         make: builds the bundle, or finds it.
         psnr: decibels that the worst frame must reach against float32 on the CPU.
+        error: relative L2 of a network's outputs, the most that they may be from ONNX Runtime's in float32.
     """
 
     name: str
     make: Callable[[], Path]
     psnr: float
+    error: float
 
 
 def run_checks(clips: Sequence[ClipCheck] = ()) -> Iterator[Check]:
@@ -135,7 +138,13 @@ def _compare_clips(device: CudaDevice, clip: ClipCheck) -> str:
     asked: dict[str, Any] = {"prompt": "a red circle moving left on a navy background", "seed": 7}
     with Runtime.load("wan-pocket") as runtime:
         expected = runtime.generate(**asked).frames
-    with Runtime.load(clip.make()) as runtime:
+    folder = clip.make()
+    errors = compare_networks(folder)
+    farthest = max(errors, key=lambda graph: errors[graph])
+    assert errors[farthest] <= clip.error, (
+        f"'{farthest}' is {errors[farthest]:.1e} from ONNX Runtime; at most {clip.error:g} is expected"
+    )
+    with Runtime.load(folder) as runtime:
         # Call by call, recorded, and launched again: all the same.
         made = [runtime.generate(**asked) for _ in range(3)]
         (stages,) = runtime._stages.values()
@@ -147,7 +156,8 @@ def _compare_clips(device: CudaDevice, clip: ClipCheck) -> str:
     worst = _worst_psnr(expected, first)
     assert worst >= clip.psnr, f"the worst frame has {worst:.1f} dB against the CPU's; {clip.psnr:g} are expected"
     seconds = made[-1].receipt.seconds
-    return f"worst frame {worst:.1f} dB, denoising {seconds.denoise * 1e3:.1f} ms on {device.name}, {how}"
+    networks = f"networks within {errors[farthest]:.1e} of ONNX Runtime"
+    return f"{networks}, worst frame {worst:.1f} dB, denoising {seconds.denoise * 1e3:.1f} ms on {device.name}, {how}"
 
 
 def _worst_psnr(expected: NDArray[np.uint8], found: NDArray[np.uint8]) -> float:
