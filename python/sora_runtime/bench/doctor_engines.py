@@ -41,9 +41,12 @@ def _error_of(built: Bundle, plain: Bundle, graph: str) -> float:
     engine.bind({**cast, **found}).run()
     engine.close()
     reference.close()
-    errors = [np.linalg.norm((found[name].astype(np.float32) - expected[name]).ravel()) for name in expected]
-    sizes = [np.linalg.norm(expected[name].ravel()) for name in expected]
-    return float(max(error / max(size, 1e-12) for error, size in zip(errors, sizes, strict=True)))
+    errors = {name: found[name].astype(np.float32) - expected[name] for name in expected}
+    return max(_norm(error) / max(_norm(expected[name]), 1e-12) for name, error in errors.items())
+
+
+def _norm(values: NDArray[Any]) -> float:
+    return float(np.linalg.norm(values.ravel()))
 
 
 def _drawn(random: np.random.Generator, name: str, spec: TensorSpec) -> NDArray[Any]:
