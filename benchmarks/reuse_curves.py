@@ -1,7 +1,7 @@
 """Step reuse on wan-pocket at 50 steps: quality against evaluations for every policy, and what halving them costs.
 
     python -m benchmarks.reuse_curves [--part curves|adherence|all] [--clips 8] [--prompts 240] [--threads N]
-        [--out benchmarks/results/reuse.json]
+        [--out benchmarks/results/reuse_curves.json]
 
 Policies that learn do so on benchmarks/calibration_prompts.txt; every figure is of held-out prompts, against the same
 clip of the same noise without reuse. Fewer steps of the solver are the rival that needs no reuse at all.
@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent
 STEPS = 50
 THRESHOLDS = (0.01, 0.02, 0.04, 0.08)
 SHARES = (0.65, 0.5, 0.35)
+_NEAR = (0.75, 0.5, 0.35)  # shares of the evaluations at which the table shows the curves
 FEWER_STEPS = (33, 25, 17, 12)
 # Name of a curve, the settings it begins with, and how its points are found.
 RUN_TIME = {
@@ -124,17 +125,58 @@ def calibrator_of(runtime: Runtime) -> Calibrator:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The curves in Markdown: a line a point."""
+    """The curves in Markdown, a line a policy; the plot; and what the calibrated policy costs in adherence."""
     lines = [
-        f"| policy | evaluations of {result['all_evaluations']} | PSNR dB, mean of {result['clips']} | lowest | SSIM |",
-        "|---|---|---|---|---|",
+        f"PSNR in dB over {result['clips']} held-out clips (the worst clip's) at so many of "
+        f"{result['all_evaluations']} evaluations:",
+        "",
+        "| policy | " + " | ".join(f"near {share:.0%}" for share in _NEAR) + " |",
+        "|---" * (len(_NEAR) + 1) + "|",
     ]
-    lines += [
-        f"| {name} | {point['evaluations']:.1f} | {point['psnr_mean']} | {point['psnr_min']} | {point['ssim']:.4f} |"
-        for name, curve in result["curves"].items()
-        for point in curve
-    ]
+    for name, curve in result["curves"].items():
+        cells = [_nearest(curve, share * result["all_evaluations"]) for share in _NEAR]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "![quality against evaluations](benchmarks/results/reuse_curves.svg)"]
+    found = result.get("adherence", {})
+    if "without" in found:
+        shares = [
+            f"{found['without']['accuracy'][name]:.1%} to {found['with']['accuracy'][name]:.1%}" for name in ATTRIBUTES
+        ]
+        words = ", ".join(f"{name} {share}" for name, share in zip(ATTRIBUTES, shares, strict=True))
+        lines += [
+            "",
+            f"`calibrate-reuse --policy easycache` at half the evaluations ({found['with']['evaluations']:.0f} made), "
+            f"{found['prompts']} held-out prompts: {words}.",
+        ]
     return "\n".join(lines)
+
+
+def _nearest(curve: list[dict[str, Any]], evaluations: float) -> str:
+    """The point of a curve that is within a tenth of all evaluations of so many, if there is one."""
+    point = min(curve, key=lambda each: abs(each["evaluations"] - evaluations))
+    if abs(point["evaluations"] - evaluations) > 10 or point["psnr_mean"] is None:
+        return "-"
+    return f"{point['psnr_mean']:.1f} ({point['psnr_min']:.1f}) at {point['evaluations']:.0f}"
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Quality against evaluations, a line a policy; the rival that reuses nothing is dashed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, curve) in enumerate(result["curves"].items()):
+        known = sorted((point["evaluations"], point["psnr_mean"]) for point in curve if point["psnr_mean"] is not None)
+        line = "--" if index == 0 else "-" if index <= 10 else ":"  # there are ten colours
+        style = {"color": "black" if index == 0 else f"C{(index - 1) % 10}", "linestyle": line}
+        marker = "os^vD*"[index // 3 % 6]
+        axes.plot(*zip(*known, strict=True), marker=marker, markersize=4, linewidth=1.2, label=name, **style)
+    axes.set_xlabel(f"evaluations a clip, of {result['all_evaluations']}")
+    axes.set_ylabel("PSNR against the clip without reuse, dB")
+    axes.set_title("wan-pocket, 50 steps: what each policy of step reuse keeps", fontsize=11)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
@@ -144,7 +186,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=8, help="held-out prompts of the curves")
     parser.add_argument("--prompts", type=int, default=240, help="held-out prompts of the adherence")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "reuse.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "reuse_curves.json")
     options = parser.parse_args()
 
     def record(found: dict[str, Any]) -> None:
@@ -154,7 +196,9 @@ def main() -> None:
     with Runtime.load("wan-pocket", num_threads=options.threads) as runtime:
         if options.part != "adherence":
             curves(runtime, options.clips, record)
-            print(table(json.loads(options.out.read_text())))
+            found = json.loads(options.out.read_text())
+            draw(found, options.out.with_suffix(".svg"))
+            print(table(found))
         if options.part != "curves":
             adherence(runtime, options.prompts, record)
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-# Modules with measure() -> dict and table(dict) -> Markdown, some with in_short(dict) for the first page; `timing`,
-# `adherence` and `frontier` record elsewhere.
+# Modules with measure() -> dict and table(dict) -> Markdown, some with in_short(dict) for the first page; those of
+# `RECORDED` have commands of their own.
 MEASURED = (
     *("overhead", "overlap", "fused_step", "export_14b", "families", "precisions", "int8_forward", "validate"),
     *("calibrated", "peers"),
 )
-RECORDED = ("adherence", "frontier", "timing")
+RECORDED = ("adherence", "frontier", "reuse_curves", "timing")
 
 
 def write_readme(readme: str) -> str:
