@@ -189,6 +189,7 @@ def test_weights_that_cannot_be_taken_off_are_not_asked_for_ever(gpu: Gpu, bundl
 
 def test_nothing_is_brought_while_a_graph_is_recorded(gpu: Gpu, bundle: Path) -> None:
     engine, device = opened(bundle, TRANSFORMER), tensorrt.current_device()
+    assert engine.loaded and turns_of(device).give()
     with pytest.raises(EngineError, match=r"the weights of 'transformer.* left the device before a clip was recorded"):
         device.record(engine.ready)
     device.record(engine.ahead)
