@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from . import _core
 from .arena import ALIGNMENT
 from .denoise import SHARED_CONDITIONS, VARYING, Embeddings, fill
-from .engines.cuda import CudaGraph, PinnedArray
+from .engines.cuda import PinnedArray
+from .engines.cuda_graph import CudaGraph
 from .engines.device_engine import DeviceEngine, DeviceMemory
 from .engines.engine import TensorSpec
 from .sampling.program import SamplerProgram

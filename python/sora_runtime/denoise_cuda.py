@@ -105,7 +105,7 @@ class CudaDenoiser:
             if cancel is not None and cancel.cancelled:
                 raise Cancelled("cancelled before the first of the denoising rows")
             self._record(prepared)
-            self._evaluations = 0
+            self._evaluations = 0  # a recording that failed has counted some
             try:
                 statistics = self._launch(prepared, on_step, cancel)
             finally:

@@ -60,6 +60,16 @@ def test_the_second_clip_is_recorded_and_later_ones_are_one_launch(gpu: Gpu, bun
         assert log["replay copy host to device"] == log["replay copy device to host"] == 1
 
 
+def test_fifty_guided_steps_are_one_launch_instead_of_202(gpu: Gpu, bundle: Path) -> None:
+    with Runtime.load(bundle) as runtime:
+        for _ in range(2):
+            gpu.log.clear()
+            runtime.generate(**ASK | {"num_inference_steps": 50})
+    # 100 evaluations, 50 timesteps and steps, and the copies that bring a clip and take its latents away.
+    assert sum(line.startswith("record ") for line in gpu.log) == 100 + 2 * 50 + 2
+    assert gpu.log.count("launch graph") == 1
+
+
 def test_noise_is_brought_along(gpu: Gpu, bundle: Path) -> None:
     asks = [ASK | {"solver": "lcm", "seed": seed} for seed in (1, 1, 2)]
     with Runtime.load("wan-pocket") as runtime:

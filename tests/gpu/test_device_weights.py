@@ -18,7 +18,7 @@ from sora_export.shared_weights import weights_as_inputs
 from sora_runtime import Runtime
 from sora_runtime.bundle import Bundle
 from sora_runtime.engines import tensorrt
-from sora_runtime.engines.device_weights import turns_of
+from sora_runtime.engines.device_weights import weight_turns
 from sora_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from sora_runtime.engines.store import EngineStore
 from sora_runtime.engines.tensorrt import TensorRtEngine, open_tensorrt
@@ -189,7 +189,7 @@ def test_weights_that_cannot_be_taken_off_are_not_asked_for_ever(gpu: Gpu, bundl
 
 def test_nothing_is_brought_while_a_graph_is_recorded(gpu: Gpu, bundle: Path) -> None:
     engine, device = opened(bundle, TRANSFORMER), tensorrt.current_device()
-    assert engine.loaded and turns_of(device).give()
+    assert engine.loaded and weight_turns(device).give()
     with pytest.raises(EngineError, match=r"the weights of 'transformer.* left the device before a clip was recorded"):
         device.record(engine.ready)
     device.record(engine.ahead)
@@ -234,7 +234,7 @@ def test_weights_that_are_inputs_lie_on_the_device_once_for_all_engines(gpu: Gpu
     np.testing.assert_allclose(found, arrays[0]["model_output"], rtol=0, atol=2e-5)
     np.testing.assert_array_equal(arrays[2]["model_output"], found)
     # Taken off, they are brought to another place, and contexts find them there.
-    assert turns_of(device).give()
+    assert weight_turns(device).give()
     kept = device.allocate(1 << 16)
     arrays[1]["model_output"][...] = 0
     bindings[0].run()

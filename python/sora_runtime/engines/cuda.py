@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import importlib
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EngineError
+from .cuda_graph import CudaGraph, result_of
 from .engine import Array, TensorSpec
 
 NEEDS_GPU = "install an NVIDIA driver on a machine with a GPU, or use a bundle for onnxruntime"
@@ -105,8 +105,8 @@ class CudaDevice:
         """Return what was given back to the device itself, where libraries allocate; nothing is under way."""
         driver = self._driver
         with self._explained("cannot give back memory"):
-            pool = _result(driver.cuDeviceGetMemPool(_result(driver.cuDeviceGet(self._index))))
-            _result(driver.cuMemPoolTrimTo(pool, 0))
+            pool = result_of(driver.cuDeviceGetMemPool(result_of(driver.cuDeviceGet(self._index))))
+            result_of(driver.cuMemPoolTrimTo(pool, 0))
 
     def lend(self, size: int) -> Any:
         """A Buffer for the stream of copies, or None where the memory is short; nobody is asked to give any."""
@@ -162,7 +162,7 @@ class CudaDevice:
         how.dstDevice, how.dstHeight, how.dstPitch = target, *to
         how.Depth, how.Height, how.WidthInBytes = box
         with self._explained("refused a copy"):
-            _result(driver.cuMemcpy3DAsync(how, self.stream.handle))
+            result_of(driver.cuMemcpy3DAsync(how, self.stream.handle))
 
     def _part(self, buffer: Any, offset: int, size: int) -> Any:
         return self._core.Buffer.from_handle(int(buffer.handle) + offset, size, owner=buffer)
@@ -201,7 +201,7 @@ class CudaDevice:
         """
         driver, stream = self._driver, self.stream.handle
         with self._explained("cannot record a clip as a graph"):
-            _result(driver.cuStreamBeginCapture(stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED))
+            result_of(driver.cuStreamBeginCapture(stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED))
         self.recording = True
         try:
             put()
@@ -213,9 +213,9 @@ class CudaDevice:
         finally:
             self.recording = False
         with self._explained("cannot record a clip as a graph"):
-            graph = _result(driver.cuStreamEndCapture(stream))
+            graph = result_of(driver.cuStreamEndCapture(stream))
             try:
-                executable = _result(driver.cuGraphInstantiate(graph, 0))
+                executable = result_of(driver.cuGraphInstantiate(graph, 0))
             finally:
                 driver.cuGraphDestroy(graph)
         return CudaGraph(driver, executable, stream)
@@ -246,29 +246,6 @@ class CudaDevice:
         """Until a moment on a stream has passed; raises as `wait` does."""
         with self._explained("failed at what it was given"):
             moment.sync()
-
-
-class CudaGraph:
-    """Work that was recorded, to be launched again and again on the stream where it was."""
-
-    def __init__(self, driver: Any, executable: Any, stream: Any) -> None:
-        self._driver, self._executable, self._stream = driver, executable, stream
-        weakref.finalize(self, driver.cuGraphExecDestroy, executable)
-
-    def launch(self) -> None:
-        """Put all of it on the stream; raises `EngineError`."""
-        try:
-            _result(self._driver.cuGraphLaunch(self._executable, self._stream))
-        except RuntimeError as error:
-            raise EngineError(f"a recorded clip cannot be launched ({error}); load the model again") from error
-
-
-def _result(answer: tuple[Any, ...]) -> Any:
-    """What a call of the driver gives beside its error code; raises RuntimeError where that says so."""
-    code, *rest = answer
-    if int(code) != 0:
-        raise RuntimeError(getattr(code, "name", str(code)))
-    return rest[0] if rest else None
 
 
 class PinnedArray:

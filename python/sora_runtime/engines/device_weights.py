@@ -76,9 +76,9 @@ class WeightTurns:
     def ahead(self, weights: Weights) -> None:
         """Bring weights that will be needed soon if they fit beside those that were used last."""
         now = self._order[-1]() if self._order else None
-        if self._device.recording or self._failed == (id(weights), self._device.unloads):
+        if weights.loaded or self._device.recording or self._failed == (id(weights), self._device.unloads):
             return
-        while not weights.loaded and not weights.load():
+        while not weights.load():
             if not self.give(weights, now):
                 self._failed = id(weights), self._device.unloads
                 return
@@ -106,7 +106,7 @@ class WeightTurns:
 _turns: weakref.WeakKeyDictionary[CudaDevice, WeightTurns] = weakref.WeakKeyDictionary()
 
 
-def turns_of(device: CudaDevice) -> WeightTurns:
+def weight_turns(device: CudaDevice) -> WeightTurns:
     """The device's; whoever gets no memory there asks it to give some."""
     if device not in _turns:
         _turns[device] = turns = WeightTurns(device)

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import EngineError
 from .cuda import CudaDevice, current_device
 from .device_engine import HostBinding, HostServer
-from .device_weights import PlanWeights, SharedWeights, WeightPlace, Weights, shared_weights, turns_of
+from .device_weights import PlanWeights, SharedWeights, WeightPlace, Weights, shared_weights, weight_turns
 from .engine import Array, TensorSpec
 from .store import EnginePlan, EngineStore, sha256_of
 
@@ -143,12 +143,12 @@ class TensorRtEngine:
     def ready(self) -> None:
         """See `DeviceEngine`."""
         for weights in self._weights:
-            turns_of(self._device).need(weights)
+            weight_turns(self._device).need(weights)
 
     def ahead(self) -> None:
         """See `DeviceEngine`."""
         for weights in self._weights:
-            turns_of(self._device).ahead(weights)
+            weight_turns(self._device).ahead(weights)
 
     def recordable(self, context: Any) -> bool:
         """See `DeviceEngine`; a library that cannot say is tried."""
