@@ -15,7 +15,7 @@ from ..errors import EngineError
 from .cuda_graph import CudaGraph, result_of
 from .engine import Array, TensorSpec
 
-NEEDS_GPU = "install an NVIDIA driver on a machine with a GPU, or use a bundle for onnxruntime"
+NEEDS_GPU = "install an NVIDIA driver on a machine with a GPU, or use a bundle for onnxruntime and that engine"
 INSTALL_CUDA = "pip install cuda-core cuda-bindings"
 
 
